@@ -1,0 +1,28 @@
+package vms
+
+import "time"
+
+// StreamEvent is what a worker tells the NVR of a stream.
+type StreamEvent struct {
+	Channel    ChannelID
+	SID        SID
+	Hub        HubID
+	Generation Generation
+	Worker     WorkerID
+	Instance   Instance
+	Lane       Lane
+	// Epoch is what the agent writes; zero when nothing has come yet.
+	Epoch Epoch
+	At    time.Time
+	// Cause says why a stream ended: a word of the protocol or of the agent.
+	Cause string
+}
+
+// WorkerInfo is how a worker presents itself to the NVR.
+type WorkerInfo struct {
+	ID       WorkerID
+	Instance Instance
+	// PushURL is where agents push (ws:// or wss://); LiveURL where browsers watch.
+	PushURL string
+	LiveURL string
+}

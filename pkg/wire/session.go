@@ -1,0 +1,385 @@
+package wire
+
+import (
+	"time"
+
+	"github.com/zipato/vms/pkg/vms"
+)
+
+// SessionMessage is one of the JSON text messages of the session protocol.
+//
+// A session belongs to one stream (it was opened with a sid) or to the hub
+// itself (without one): the control line over which the NVR starts and stops
+// streams. From the agent come SessionHello, Holding, Gaps, StreamState,
+// WantWorker, TimeQuery, Reply and Pong; from the NVR Assign, Durable,
+// Committed, TimeAnswer, Start, Stop, Revoke and Ping.
+type SessionMessage interface {
+	message
+	session()
+}
+
+// SessionHello is the agent's first message on every session.
+type SessionHello struct {
+	Agent string `json:"agent"`
+	// Boot names this run of the agent.
+	Boot string `json:"boot"`
+	// Epoch is what the stream of this session writes now; zero on the control line.
+	Epoch vms.Epoch `json:"epoch,omitzero"`
+	// Holding are the chunks that are on the hub and not known to be durable.
+	Holding []HeldRange `json:"holding,omitempty"`
+	// Worker is the instance that an active push goes to: the NVR lets it go on.
+	Worker vms.Instance `json:"worker,omitempty"`
+}
+
+// HeldRange is a run of chunks on the hub with the time it covers: what the
+// timeline shows as pending.
+type HeldRange struct {
+	Chunks vms.ChunkRange `json:"chunks"`
+	Start  time.Time      `json:"start"`
+	End    time.Time      `json:"end"`
+	Bytes  int64          `json:"bytes"`
+}
+
+// Holding replaces what the NVR knew of the hub's buffer for this stream.
+type Holding struct {
+	Ranges []HeldRange `json:"ranges"`
+	// RAM and Flash are the bytes that the stream occupies.
+	RAM   int64 `json:"ram"`
+	Flash int64 `json:"flash"`
+}
+
+// Assign tells the agent where to push. It is sent after SessionHello and
+// again whenever the stream should move (a higher generation).
+type Assign struct {
+	SID        vms.SID        `json:"sid"`
+	Channel    vms.ChannelID  `json:"channel"`
+	Generation vms.Generation `json:"generation"`
+	Worker     vms.WorkerID   `json:"worker"`
+	WorkerURL  string         `json:"worker_url"`
+	// Ticket opens both lanes at that worker for that channel until TicketExpires.
+	Ticket        string    `json:"ticket"`
+	TicketExpires time.Time `json:"ticket_expires"`
+	// Why is a word for logs: "start", "drain", "rebalance", "requested".
+	Why     string         `json:"why"`
+	Segment SegmentOptions `json:"segment"`
+	// RetentionSeconds is how long the cloud keeps recordings; 0: without end.
+	RetentionSeconds int64 `json:"retention_seconds"`
+	// ServerTime is the NVR's UTC when it wrote this message.
+	ServerTime time.Time `json:"server_time"`
+	// Durable are those of SessionHello.Holding that are in S3 already.
+	Durable []vms.ChunkRange `json:"durable,omitempty"`
+}
+
+// SegmentOptions are obeyed from the next recording on.
+type SegmentOptions struct {
+	// RecordingMS is the media time between two recordings, 30,000 by default.
+	RecordingMS int64 `json:"recording_ms"`
+	// ChunkMS is the media time of one chunk, 200 by default.
+	ChunkMS int64 `json:"chunk_ms"`
+}
+
+// Durable tells of ranges that are in S3, as far as the agent holds them.
+type Durable struct {
+	Ranges []vms.ChunkRange `json:"ranges"`
+}
+
+// Gaps declares footage that is missing. The agent repeats it until Committed names the ids.
+type Gaps struct {
+	Gaps []vms.Gap `json:"gaps"`
+}
+
+// Committed frees gaps: they are in the NVR's database.
+type Committed struct {
+	IDs []vms.GapID `json:"ids"`
+}
+
+// States of a stream, in StreamState and in the agent's API.
+const (
+	StateStarting   = "starting"   // nothing has come yet
+	StateStreaming  = "streaming"  // frames come, chunks are taken over
+	StateBuffering  = "buffering"  // frames come, the worker cannot be reached
+	StateNoCamera   = "no_camera"  // the camera does not answer; retried
+	StateBadCamera  = "bad_camera" // the camera answers, but not with what can be recorded; retried
+	StateAuthFailed = "auth"       // the camera refuses name or password; retried slowly
+	StateRefused    = "refused"    // the NVR refuses the session; waits for a new token
+	StateStopped    = "stopped"
+)
+
+// StreamState tells the NVR how the stream is.
+type StreamState struct {
+	State string `json:"state"`
+	// Problem is a sentence for people, empty when all is well.
+	Problem string `json:"problem,omitempty"`
+}
+
+// WantWorker asks for another worker.
+type WantWorker struct {
+	Instance vms.Instance `json:"instance,omitempty"` // the one that is no good
+	Why      string       `json:"why"`
+}
+
+// TimeQuery asks what time it is; the answer repeats Sent.
+type TimeQuery struct {
+	// Sent is the agent's monotonic clock in microseconds: a cookie.
+	Sent int64 `json:"sent"`
+}
+
+// TimeAnswer answers TimeQuery.
+type TimeAnswer struct {
+	Sent       int64     `json:"sent"`
+	ServerTime time.Time `json:"server_time"`
+}
+
+// Start asks the hub to run a stream. It is idempotent: the camera of a running stream is replaced.
+type Start struct {
+	// ID is repeated in Reply; a command is carried out at most once per id.
+	ID string `json:"id"`
+	// Deadline: past it the command is refused.
+	Deadline time.Time     `json:"deadline"`
+	Channel  vms.ChannelID `json:"channel"`
+	SID      vms.SID       `json:"sid"`
+	NVRURL   string        `json:"nvr_url"`
+	Camera   vms.Camera    `json:"camera"`
+}
+
+// Stop asks the hub to end a stream.
+type Stop struct {
+	ID       string        `json:"id"`
+	Deadline time.Time     `json:"deadline"`
+	Channel  vms.ChannelID `json:"channel"`
+}
+
+// Reply answers Start and Stop.
+type Reply struct {
+	ID string `json:"id"`
+	OK bool   `json:"ok"`
+	// Problem is a sentence when OK is false.
+	Problem string `json:"problem,omitempty"`
+}
+
+// Revoke ends a session for good; the connection closes after it.
+type Revoke struct {
+	Why string `json:"why"`
+}
+
+// Ping and Pong keep the line alive: each side that has heard nothing for 15 s
+// gives the connection up; the NVR pings every 5 s.
+type (
+	// Ping asks for a Pong.
+	Ping struct{}
+	// Pong answers a Ping.
+	Pong struct{}
+)
+
+func (*SessionHello) session() {}
+func (*Holding) session()      {}
+func (*Assign) session()       {}
+func (*Durable) session()      {}
+func (*Gaps) session()         {}
+func (*Committed) session()    {}
+func (*StreamState) session()  {}
+func (*WantWorker) session()   {}
+func (*TimeQuery) session()    {}
+func (*TimeAnswer) session()   {}
+func (*Start) session()        {}
+func (*Stop) session()         {}
+func (*Reply) session()        {}
+func (*Revoke) session()       {}
+func (*Ping) session()         {}
+func (*Pong) session()         {}
+
+var sessionTypes = map[string]func() message{
+	"hello":       func() message { return new(SessionHello) },
+	"holding":     func() message { return new(Holding) },
+	"assign":      func() message { return new(Assign) },
+	"durable":     func() message { return new(Durable) },
+	"gaps":        func() message { return new(Gaps) },
+	"committed":   func() message { return new(Committed) },
+	"state":       func() message { return new(StreamState) },
+	"want_worker": func() message { return new(WantWorker) },
+	"time_query":  func() message { return new(TimeQuery) },
+	"time_answer": func() message { return new(TimeAnswer) },
+	"start":       func() message { return new(Start) },
+	"stop":        func() message { return new(Stop) },
+	"reply":       func() message { return new(Reply) },
+	"revoke":      func() message { return new(Revoke) },
+	"ping":        func() message { return new(Ping) },
+	"pong":        func() message { return new(Pong) },
+}
+
+// EncodeSession returns the text message for m.
+func EncodeSession(m SessionMessage) ([]byte, error) { return encode(m) }
+
+// DecodeSession reads one text message of the session protocol.
+func DecodeSession(data []byte) (SessionMessage, error) {
+	m, err := decode(data, sessionTypes)
+	if err != nil {
+		return nil, err
+	}
+	return m.(SessionMessage), nil // the table holds no others
+}
+
+func (*SessionHello) kind() string { return "hello" }
+func (*Holding) kind() string      { return "holding" }
+func (*Assign) kind() string       { return "assign" }
+func (*Durable) kind() string      { return "durable" }
+func (*Gaps) kind() string         { return "gaps" }
+func (*Committed) kind() string    { return "committed" }
+func (*StreamState) kind() string  { return "state" }
+func (*WantWorker) kind() string   { return "want_worker" }
+func (*TimeQuery) kind() string    { return "time_query" }
+func (*TimeAnswer) kind() string   { return "time_answer" }
+func (*Start) kind() string        { return "start" }
+func (*Stop) kind() string         { return "stop" }
+func (*Reply) kind() string        { return "reply" }
+func (*Revoke) kind() string       { return "revoke" }
+func (*Ping) kind() string         { return "ping" }
+func (*Pong) kind() string         { return "pong" }
+
+func (m *SessionHello) validate() error {
+	if len(m.Agent) > 200 || len(m.Boot) > 64 || len(m.Worker) > 64 {
+		return malformed("agent, boot or worker too long")
+	}
+	return validHeld(m.Holding)
+}
+
+func (m *Holding) validate() error {
+	if m.RAM < 0 || m.Flash < 0 {
+		return malformed("negative bytes")
+	}
+	return validHeld(m.Ranges)
+}
+
+func validHeld(rs []HeldRange) error {
+	if len(rs) > MaxRanges {
+		return malformed("%d ranges, more than %d", len(rs), MaxRanges)
+	}
+	for i := range rs {
+		r := &rs[i]
+		r.Start, r.End = r.Start.UTC(), r.End.UTC()
+		if r.Chunks.Epoch == 0 || r.Chunks.First == 0 || r.Chunks.First > r.Chunks.Last || r.End.Before(r.Start) || r.Bytes < 0 {
+			return malformed("held range %s", r.Chunks)
+		}
+	}
+	return nil
+}
+
+func (m *Assign) validate() error {
+	switch {
+	case !vms.ValidID(m.SID) || !vms.ValidID(m.Channel) || !vms.ValidID(m.Worker):
+		return malformed("sid, channel or worker is no id")
+	case m.WorkerURL == "" || len(m.WorkerURL) > 2000 || m.Ticket == "" || len(m.Ticket) > MaxTicket:
+		return malformed("worker_url or ticket missing or too long")
+	case m.Segment.RecordingMS < 1000 || m.Segment.RecordingMS > 600_000:
+		return malformed("recording_ms %d, want 1,000 to 600,000", m.Segment.RecordingMS)
+	case m.Segment.ChunkMS < 20 || m.Segment.ChunkMS > 10_000:
+		return malformed("chunk_ms %d, want 20 to 10,000", m.Segment.ChunkMS)
+	case m.RetentionSeconds < 0 || len(m.Why) > 64:
+		return malformed("retention_seconds %d or too long a why", m.RetentionSeconds)
+	}
+	return validRanges(m.Durable)
+}
+
+func (m *Durable) validate() error { return validRanges(m.Ranges) }
+
+func (m *Gaps) validate() error {
+	if len(m.Gaps) > MaxGaps {
+		return malformed("%d gaps, more than %d", len(m.Gaps), MaxGaps)
+	}
+	for i := range m.Gaps {
+		g := &m.Gaps[i]
+		g.Start, g.End = g.Start.UTC(), g.End.UTC()
+		if c := g.Chunks; c != nil && (c.Epoch == 0 || c.First == 0 || c.First > c.Last) {
+			return malformed("gap %s names no chunks: %s", g.ID, c)
+		}
+		if !vms.ValidID(g.ID) || g.End.Before(g.Start) {
+			return malformed("gap %.40q ends before it starts, or has no id", g.ID)
+		}
+		if err := validCause(g.Cause); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *Committed) validate() error {
+	if len(m.IDs) > MaxGaps {
+		return malformed("%d ids, more than %d", len(m.IDs), MaxGaps)
+	}
+	for _, id := range m.IDs {
+		if !vms.ValidID(id) {
+			return malformed("gap id %.40q", id)
+		}
+	}
+	return nil
+}
+
+func (m *StreamState) validate() error {
+	if m.State == "" || len(m.State) > 32 || len(m.Problem) > 1000 {
+		return malformed("state missing, or too long")
+	}
+	return nil
+}
+
+func (m *WantWorker) validate() error {
+	if len(m.Instance) > 64 || len(m.Why) > 200 {
+		return malformed("instance or why too long")
+	}
+	return nil
+}
+
+func (*TimeQuery) validate() error { return nil }
+
+func (m *TimeAnswer) validate() error {
+	if m.ServerTime.IsZero() {
+		return malformed("no server_time")
+	}
+	return nil
+}
+
+func (m *Start) validate() error {
+	switch {
+	case !vms.ValidID(m.ID) || !vms.ValidID(m.Channel) || !vms.ValidID(m.SID):
+		return malformed("id, channel or sid is no id")
+	case m.NVRURL == "" || len(m.NVRURL) > 2000 || m.Deadline.IsZero():
+		return malformed("nvr_url or deadline missing")
+	}
+	return validCamera(&m.Camera)
+}
+
+// validCamera bounds the fields; what they mean is checked where they are used.
+func validCamera(c *vms.Camera) error {
+	if len(c.URL) > 2000 || len(c.Host) > 253 || len(c.Username) > 256 || len(c.Password) > 256 || c.Port < 0 || c.Port > 65535 || len(c.Templates) > 16 {
+		return malformed("camera: a field is too long, or the port is none")
+	}
+	for k, v := range c.Templates {
+		if len(k) > 32 || len(v) > 2000 {
+			return malformed("camera: template %.40q is too long", k)
+		}
+	}
+	return nil
+}
+
+func (m *Stop) validate() error {
+	if !vms.ValidID(m.ID) || !vms.ValidID(m.Channel) || m.Deadline.IsZero() {
+		return malformed("id, channel or deadline missing")
+	}
+	return nil
+}
+
+func (m *Reply) validate() error {
+	if !vms.ValidID(m.ID) || len(m.Problem) > 1000 {
+		return malformed("id missing or problem too long")
+	}
+	return nil
+}
+
+func (m *Revoke) validate() error {
+	if len(m.Why) > 1000 {
+		return malformed("why too long")
+	}
+	return nil
+}
+
+func (*Ping) validate() error { return nil }
+func (*Pong) validate() error { return nil }
