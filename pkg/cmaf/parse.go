@@ -1,0 +1,279 @@
+package cmaf
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+)
+
+// ErrInvalid is wrapped by every error of a parser: the bytes are no fragment
+// of the kind that this system takes.
+var ErrInvalid = errors.New("invalid fragment")
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrInvalid, fmt.Sprintf(format, args...))
+}
+
+// Limits of what ParseFragment takes from an outsider.
+const (
+	maxRuns    = 8
+	maxSamples = 100_000
+)
+
+// RunInfo is what a parsed fragment says of one run.
+type RunInfo struct {
+	Track   int
+	Base    uint64 // decode time of the first sample, ticks
+	Samples int
+	// Duration is the sum of the samples' durations, ticks.
+	Duration uint64
+	// MinPTS and MaxPTS are the least presentation time and the greatest
+	// presentation end of the samples, ticks; they may lie outside [Base, Base+Duration).
+	MinPTS, MaxPTS int64
+	// Sync: the first sample is a sync sample.
+	Sync bool
+	// Bytes is the sum of the sample sizes.
+	Bytes int64
+	// tfdt is the offset of baseMediaDecodeTime in the moof, and its width.
+	tfdt, tfdtWidth int
+}
+
+// Fragment is a parsed moof + mdat.
+type Fragment struct {
+	MoofLen int
+	Runs    []RunInfo
+}
+
+// Run returns the run of a track, or nil.
+func (f *Fragment) Run(track int) *RunInfo {
+	for i := range f.Runs {
+		if f.Runs[i].Track == track {
+			return &f.Runs[i]
+		}
+	}
+	return nil
+}
+
+// ParseFragment reads one moof followed by one mdat, and checks that every
+// sample lies inside the mdat. Anything else in payload is an error.
+func ParseFragment(payload []byte) (Fragment, error) {
+	name, moof, rest, err := nextBox(payload)
+	if err != nil {
+		return Fragment{}, err
+	}
+	if name != "moof" {
+		return Fragment{}, invalid("begins with %q, want moof", name)
+	}
+	f := Fragment{MoofLen: len(payload) - len(rest)}
+	name, mdat, rest, err := nextBox(rest)
+	if err != nil {
+		return Fragment{}, err
+	}
+	if name != "mdat" || len(rest) != 0 {
+		return Fragment{}, invalid("%q and %d more bytes after the moof, want one mdat", name, len(rest))
+	}
+	mdatStart := f.MoofLen + 8
+	for body := moof; len(body) > 0; {
+		at := f.MoofLen - len(body) // moof's box header is 8 bytes, and body ends where moof ends
+		name, in, next, err := nextBox(body)
+		if err != nil {
+			return Fragment{}, err
+		}
+		if name == "traf" {
+			if len(f.Runs) == maxRuns {
+				return Fragment{}, invalid("more than %d traf boxes", maxRuns)
+			}
+			r, err := parseTraf(in, at+8, mdatStart, len(mdat))
+			if err != nil {
+				return Fragment{}, err
+			}
+			if f.Run(r.Track) != nil {
+				return Fragment{}, invalid("two traf boxes for track %d", r.Track)
+			}
+			f.Runs = append(f.Runs, r)
+		}
+		body = next
+	}
+	if len(f.Runs) == 0 {
+		return Fragment{}, invalid("no traf box")
+	}
+	return f, nil
+}
+
+// nextBox splits one box with a 32-bit size off b.
+func nextBox(b []byte) (name string, body, rest []byte, err error) {
+	if len(b) < 8 {
+		return "", nil, nil, invalid("%d bytes where a box should be", len(b))
+	}
+	size := int64(binary.BigEndian.Uint32(b))
+	if size < 8 || size > int64(len(b)) {
+		return "", nil, nil, invalid("box %q of %d bytes in %d", b[4:8], size, len(b))
+	}
+	return string(b[4:8]), b[8:size], b[size:], nil
+}
+
+// parseTraf reads the body of a traf that begins at offset at of the fragment.
+func parseTraf(body []byte, at, mdatStart, mdatLen int) (RunInfo, error) {
+	var r RunInfo
+	var haveBase, haveRun bool
+	var defDuration, defSize, defFlags uint32
+	for len(body) > 0 {
+		name, in, next, err := nextBox(body)
+		if err != nil {
+			return r, err
+		}
+		c := cursor{b: in}
+		switch name {
+		case "tfhd":
+			flags := c.u32() & 0xffffff
+			r.Track = int(c.u32())
+			if flags&0x000001 != 0 {
+				return r, invalid("tfhd has a base data offset")
+			}
+			if flags&0x000002 != 0 {
+				c.u32()
+			}
+			if flags&0x000008 != 0 {
+				defDuration = c.u32()
+			}
+			if flags&0x000010 != 0 {
+				defSize = c.u32()
+			}
+			if flags&tfhdDefaultFlags != 0 {
+				defFlags = c.u32()
+			}
+		case "tfdt":
+			r.tfdt = at + 8 + 4
+			if c.u32()>>24 == 1 {
+				r.Base, r.tfdtWidth = c.u64(), 8
+			} else {
+				r.Base, r.tfdtWidth = uint64(c.u32()), 4
+			}
+			haveBase = true
+		case "trun":
+			if haveRun || !haveBase || r.Track == 0 {
+				return r, invalid("a traf needs one tfhd, one tfdt and one trun, in this order")
+			}
+			haveRun = true
+			if err := r.parseTrun(&c, defDuration, defSize, defFlags, mdatStart, mdatLen); err != nil {
+				return r, err
+			}
+		}
+		if c.short {
+			return r, invalid("%s is cut short", name)
+		}
+		at += len(body) - len(next)
+		body = next
+	}
+	if !haveRun {
+		return r, invalid("traf without trun")
+	}
+	return r, nil
+}
+
+func (r *RunInfo) parseTrun(c *cursor, defDuration, defSize, defFlags uint32, mdatStart, mdatLen int) error {
+	flags := c.u32() & 0xffffff
+	n := c.u32()
+	if n == 0 || n > maxSamples {
+		return invalid("trun of %d samples, want 1 to %d", n, maxSamples)
+	}
+	offset := int64(mdatStart)
+	if flags&trunDataOffset != 0 {
+		offset = int64(int32(c.u32()))
+	}
+	first := defFlags
+	if flags&trunFirstSampleFlags != 0 {
+		first = c.u32()
+	}
+	if r.Base > math.MaxInt64/2 {
+		return invalid("decode time %d is out of range", r.Base)
+	}
+	r.Samples = int(n)
+	dts := int64(r.Base)
+	r.MinPTS, r.MaxPTS = math.MaxInt64, math.MinInt64
+	for i := range n {
+		duration, size, sf, cts := defDuration, defSize, defFlags, int32(0)
+		if i == 0 {
+			sf = first
+		}
+		if flags&trunDuration != 0 {
+			duration = c.u32()
+		}
+		if flags&trunSize != 0 {
+			size = c.u32()
+		}
+		if flags&trunFlags != 0 {
+			sf = c.u32()
+		}
+		if flags&trunCTS != 0 {
+			cts = int32(c.u32())
+		}
+		if c.short {
+			return invalid("trun is cut short")
+		}
+		if i == 0 {
+			r.Sync = sf&0x00010000 == 0
+		}
+		pts := dts + int64(cts)
+		r.MinPTS = min(r.MinPTS, pts)
+		r.MaxPTS = max(r.MaxPTS, pts+int64(duration))
+		dts += int64(duration)
+		r.Bytes += int64(size)
+	}
+	r.Duration = uint64(dts) - r.Base
+	if offset < int64(mdatStart) || offset+r.Bytes > int64(mdatStart+mdatLen) {
+		return invalid("samples of track %d lie outside the mdat", r.Track)
+	}
+	return nil
+}
+
+// cursor reads big-endian numbers and remembers whether the bytes were enough.
+type cursor struct {
+	b     []byte
+	short bool
+}
+
+func (c *cursor) u32() uint32 {
+	if len(c.b) < 4 {
+		c.short = true
+		return 0
+	}
+	v := binary.BigEndian.Uint32(c.b)
+	c.b = c.b[4:]
+	return v
+}
+
+func (c *cursor) u64() uint64 { return uint64(c.u32())<<32 | uint64(c.u32()) }
+
+// Rebase writes the moof of f, whose bytes begin payload, into dst with zero
+// subtracted from the decode time of every run. The payload is not touched:
+// others read it. An error means that a run begins before zero.
+func (f *Fragment) Rebase(dst, payload []byte, zero uint64) ([]byte, error) {
+	n := len(dst)
+	dst = append(dst, payload[:f.MoofLen]...)
+	for _, r := range f.Runs {
+		if r.Base < zero {
+			return dst[:n], invalid("track %d begins %d ticks before the recording does", r.Track, zero-r.Base)
+		}
+		if r.tfdtWidth == 8 {
+			binary.BigEndian.PutUint64(dst[n+r.tfdt:], r.Base-zero)
+		} else {
+			binary.BigEndian.PutUint32(dst[n+r.tfdt:], uint32(r.Base-zero))
+		}
+	}
+	return dst, nil
+}
+
+// Zero is the earliest time that the fragment's runs need: the least decode
+// time and the least presentation time over all tracks.
+func (f *Fragment) Zero() uint64 {
+	z := uint64(math.MaxUint64)
+	for _, r := range f.Runs {
+		z = min(z, r.Base)
+		if r.MinPTS >= 0 {
+			z = min(z, uint64(r.MinPTS))
+		}
+	}
+	return z
+}
