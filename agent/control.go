@@ -1,0 +1,116 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/zipato/vms/agent/uplink"
+	"github.com/zipato/vms/pkg/retry"
+	"github.com/zipato/vms/pkg/vms"
+	"github.com/zipato/vms/pkg/wire"
+)
+
+// refusedWait is how long the control line waits after the NVR refused the hub
+// itself: somebody must act first, but nobody should have to come here for it.
+const refusedWait = 5 * time.Minute
+
+// newControl makes the control line: a session without a stream, over which the
+// NVR starts and stops streams.
+func (a *Agent) newControl() *uplink.Session {
+	return &uplink.Session{
+		URL: a.id.NVRURL, Credential: a.credential(), Log: a.cfg.Log.With("session", "control"),
+		Hello:     func() *wire.SessionHello { return &wire.SessionHello{Agent: a.name, Boot: a.boot} },
+		OnMessage: a.command,
+		OnState:   a.setControl,
+	}
+}
+
+// runControl keeps the control line up. A hub that was revoked may be enrolled
+// again by its owner under the same key, so even that is asked again, slowly.
+func (a *Agent) runControl(ctx context.Context) error {
+	for {
+		err := a.control.Run(ctx)
+		if err == nil {
+			return nil
+		}
+		a.cfg.Log.Error("the NVR refuses this hub", "err", err, "wait", refusedWait)
+		if !retry.Sleep(ctx, refusedWait) {
+			return nil
+		}
+	}
+}
+
+// command carries out what the NVR asks. Starting waits for an old stream to
+// end, so it must not hold up the control line.
+func (a *Agent) command(m wire.SessionMessage) {
+	switch m := m.(type) {
+	case *wire.Start:
+		a.background(func() { a.reply(m.ID, a.startFromCloud(m)) })
+	case *wire.Stop:
+		a.background(func() { a.reply(m.ID, a.stopFromCloud(m)) })
+	}
+}
+
+// background runs f until the agent ends, unless it is ending.
+func (a *Agent) background(f func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.ctx != nil {
+		a.wg.Go(f)
+	}
+}
+
+func (a *Agent) startFromCloud(m *wire.Start) error {
+	if a.clock.Now().After(m.Deadline) {
+		return errors.New("the command came too late")
+	}
+	a.mu.Lock()
+	e := a.entries[m.Channel]
+	same := e != nil && e.ended.IsZero() && e.stream.SID() == m.SID && sameCamera(e.camera, m.Camera)
+	a.mu.Unlock()
+	if same {
+		return nil // it runs as asked
+	}
+	_, err := a.start(request{channel: m.Channel, sid: m.SID, nvrURL: m.NVRURL, camera: m.Camera})
+	return err
+}
+
+func (a *Agent) stopFromCloud(m *wire.Stop) error {
+	if a.clock.Now().After(m.Deadline) {
+		return errors.New("the command came too late")
+	}
+	if err := a.stopChannel(m.Channel); !errors.Is(err, vms.ErrNotFound) {
+		return err
+	}
+	return nil // it does not run: as asked
+}
+
+func (a *Agent) reply(id string, err error) {
+	r := &wire.Reply{ID: id, OK: err == nil}
+	if err != nil {
+		r.Problem = err.Error()
+		r.Problem = r.Problem[:min(len(r.Problem), 1000)]
+	}
+	if err := a.control.Send(r); err != nil {
+		a.cfg.Log.Warn("cannot answer a command", "id", id, "err", err)
+	}
+}
+
+func (a *Agent) setControl(err error) {
+	a.controlMu.Lock()
+	defer a.controlMu.Unlock()
+	a.controlUp, a.controlErr = err == nil, err
+}
+
+func (a *Agent) controlState() (state, problem string) {
+	a.controlMu.Lock()
+	defer a.controlMu.Unlock()
+	switch {
+	case a.controlUp:
+		return "online", ""
+	case a.controlErr != nil:
+		return "offline", a.controlErr.Error()
+	}
+	return "connecting", ""
+}

@@ -1,0 +1,186 @@
+// Package lan is the agent's HTTP API on the local network: an app starts a
+// stream with a token of the cloud and a camera's address; whoever has the LAN
+// key lists and stops streams and reads the hub's status.
+package lan
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/zipato/vms/pkg/obs"
+	"github.com/zipato/vms/pkg/problem"
+	"github.com/zipato/vms/pkg/vms"
+)
+
+// maxBody bounds a request: a token and a camera's fields.
+const maxBody = 32 << 10
+
+// Agent is what the API shows.
+type Agent interface {
+	// Start begins the stream that the token names, from this camera. Errors
+	// wrap vms.ErrExpired, ErrUnauthorized, ErrForbidden, ErrInvalid, ErrUnavailable.
+	Start(token string, cam vms.Camera) (Stream, error)
+	// Stop ends a stream, or returns vms.ErrNotFound.
+	Stop(id vms.StreamID) error
+	Streams() []Stream
+	Status() Status
+}
+
+// Stream is one stream, as the API shows it. It holds no credentials.
+type Stream struct {
+	ID      vms.StreamID  `json:"id"`
+	Channel vms.ChannelID `json:"channel"`
+	Camera  string        `json:"camera"`
+	// Origin is "lan" or "cloud": who asked for it.
+	Origin  string    `json:"origin"`
+	State   string    `json:"state"`
+	Problem string    `json:"problem,omitempty"`
+	Since   time.Time `json:"since"`
+	// CapturedUntil and DurableUntil are UTC: up to where footage was captured,
+	// and up to where it is in the object store.
+	CapturedUntil time.Time `json:"captured_until,omitzero"`
+	DurableUntil  time.Time `json:"durable_until,omitzero"`
+	HeldBytes     int64     `json:"held_bytes"`
+	HeldChunks    int       `json:"held_chunks"`
+	// DroppedChunks are those that the buffer had no room for; each is in a declared gap.
+	DroppedChunks  uint64 `json:"dropped_chunks"`
+	Frames         uint64 `json:"frames"`
+	SoundDropped   uint64 `json:"sound_dropped"`
+	CameraSessions int64  `json:"camera_sessions"`
+	// PacketsLost and DecodeErrors are the camera's or the LAN's loss, not ours.
+	PacketsLost  int64 `json:"packets_lost"`
+	DecodeErrors int64 `json:"decode_errors"`
+}
+
+// Status is the hub as a whole.
+type Status struct {
+	Hub           vms.HubID `json:"hub"`
+	Version       string    `json:"version"`
+	Time          time.Time `json:"time"`
+	TimeUncertain bool      `json:"time_uncertain"`
+	// Uptime is in seconds.
+	Uptime float64 `json:"uptime_s"`
+	// Control is the line to the NVR: "online", "offline" or "connecting".
+	Control        string `json:"control"`
+	ControlProblem string `json:"control_problem,omitempty"`
+	HeldBytes      int64  `json:"held_bytes"`
+	BudgetBytes    int64  `json:"budget_bytes"`
+	Streams        int    `json:"streams"`
+}
+
+// Config is what Handler needs.
+type Config struct {
+	Agent Agent
+	// Key is the LAN key.
+	Key string
+	// Names are host names, beside addresses and localhost, under which the API may be called.
+	Names   []string
+	Metrics *obs.Registry
+	Log     *slog.Logger
+}
+
+// Handler returns the API.
+func Handler(c Config) http.Handler {
+	h := handler{c}
+	var health obs.Health
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /v1/streams", h.start)
+	mux.HandleFunc("GET /v1/streams", h.keyed(h.list))
+	mux.HandleFunc("DELETE /v1/streams/{id}", h.keyed(h.stop))
+	mux.HandleFunc("GET /v1/status", h.keyed(h.status))
+	mux.HandleFunc("GET /metrics", h.keyed(c.Metrics.ServeHTTP))
+	mux.Handle("GET /healthz", health.Healthz())
+	mux.Handle("GET /readyz", health.Readyz())
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		if _, pattern := mux.Handler(&http.Request{Method: http.MethodGet, URL: r.URL, Host: r.Host}); pattern != "/" && r.Method != http.MethodGet {
+			problem.Write(w, &problem.Problem{Status: http.StatusMethodNotAllowed, Title: "Method not allowed", Detail: r.Method + " is not one of this path."})
+			return
+		}
+		problem.Respond(w, c.Log, fmt.Errorf("%w: no such path; the API is at /v1/streams and /v1/status", vms.ErrNotFound))
+	})
+	return guard(c.Names, mux)
+}
+
+type handler struct{ Config }
+
+// keyed lets callers in who show the LAN key.
+func (h handler) keyed(next http.HandlerFunc) http.HandlerFunc {
+	want := sha256.Sum256([]byte(h.Key))
+	return func(w http.ResponseWriter, r *http.Request) {
+		got := sha256.Sum256([]byte(strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")))
+		if h.Key == "" || subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="LAN key"`)
+			problem.Write(w, &problem.Problem{Type: problem.TypeUnauthorized, Status: http.StatusUnauthorized, Title: "The LAN key is needed",
+				Detail: "Send \"Authorization: Bearer KEY\"; the key is in the file lan-key of the agent's data directory."})
+			return
+		}
+		next(w, r)
+	}
+}
+
+// start takes {token, camera}; the token authorizes it.
+func (h handler) start(w http.ResponseWriter, r *http.Request) {
+	var in struct {
+		Token  string     `json:"token"`
+		Camera vms.Camera `json:"camera"`
+	}
+	if err := readJSON(w, r, &in); err != nil {
+		problem.Respond(w, h.Log, err)
+		return
+	}
+	s, err := h.Agent.Start(in.Token, in.Camera)
+	if err != nil {
+		problem.Respond(w, h.Log, err)
+		return
+	}
+	w.Header().Set("Location", "/v1/streams/"+string(s.ID))
+	writeJSON(w, http.StatusCreated, s)
+}
+
+func (h handler) list(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, http.StatusOK, map[string]any{"streams": h.Agent.Streams()})
+}
+
+func (h handler) stop(w http.ResponseWriter, r *http.Request) {
+	if err := h.Agent.Stop(vms.StreamID(r.PathValue("id"))); err != nil {
+		problem.Respond(w, h.Log, err)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (h handler) status(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, http.StatusOK, h.Agent.Status())
+}
+
+func readJSON(w http.ResponseWriter, r *http.Request, v any) error {
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+	d.DisallowUnknownFields()
+	err := d.Decode(v)
+	if err == nil {
+		if _, extra := d.Token(); extra != io.EOF {
+			err = errors.New("bytes after the JSON object")
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%w: request body: %v", vms.ErrInvalid, err)
+	}
+	return nil
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	if err := json.NewEncoder(w).Encode(v); err != nil {
+		return // the caller is gone
+	}
+}

@@ -1,0 +1,105 @@
+package mux
+
+import "time"
+
+const (
+	// maxSlew bounds how fast UTC is moved against media time, so that start,
+	// end and media duration of a recording agree within it.
+	maxSlew = 500e-6
+	// clockWindow is over how long the fastest frame is looked for: it is the
+	// one that the network delayed least.
+	clockWindow = 10 * time.Second
+	// clockStep: when media time and the hub's clock differ by more, a new span
+	// is begun instead of slewing for hours.
+	clockStep = 5 * time.Second
+)
+
+// mediaClock turns ticks into UTC. A span is anchored to the arrival of its
+// pictures; from there UTC runs with media time and is slewed towards the hub's
+// clock. It never goes back, not even from one span to the next.
+type mediaClock struct {
+	ts    uint32
+	tick  int64     // where at is exact
+	at    time.Time // UTC of tick
+	last  time.Time // end of the last chunk
+	slew  time.Duration
+	ready bool
+	// stepped: the clocks are too far apart; the next keyframe begins a span.
+	stepped bool
+
+	// The window: least arrival minus UTC so far, and since when.
+	best  time.Duration
+	since time.Time
+	seen  bool
+	// pending holds the anchor before the first chunk: the least of arrival
+	// minus media time, as the UTC of tick 0.
+	origin     time.Time
+	haveOrigin bool
+}
+
+// utc is the UTC of a tick under the present anchor.
+func (c *mediaClock) utc(t int64) time.Time { return c.at.Add(toDuration(t-c.tick, c.ts)) }
+
+// observe takes the arrival of a picture.
+func (c *mediaClock) observe(t int64, now time.Time, ts uint32) {
+	c.ts = ts
+	zero := now.Add(-toDuration(t, ts))
+	if !c.haveOrigin || zero.Before(c.origin) {
+		c.origin, c.haveOrigin = zero, true
+	}
+	if !c.ready {
+		return
+	}
+	d := now.Sub(c.utc(t))
+	if !c.seen || d < c.best {
+		c.best = d
+	}
+	if !c.seen {
+		c.seen, c.since = true, now
+		return
+	}
+	if now.Sub(c.since) < clockWindow {
+		return
+	}
+	c.slew, c.seen = c.best, false
+	if c.best > clockStep || c.best < -clockStep {
+		c.stepped = true
+	}
+	c.origin = now.Add(-toDuration(t, ts) - (d - c.best))
+}
+
+// begin anchors a span that starts at tick t. A span that begins inside a
+// session without a step of the clock goes on where the last one ended.
+func (c *mediaClock) begin(t int64, ts uint32) {
+	if c.ready && !c.stepped {
+		return
+	}
+	c.ts, c.tick = ts, t
+	c.at = c.origin.Add(toDuration(t, ts)).Truncate(time.Microsecond)
+	if c.at.Before(c.last) {
+		c.at = c.last
+	}
+	c.last = c.at
+	c.slew, c.seen, c.stepped, c.ready = 0, false, false, true
+}
+
+// forget drops the anchor: the camera's session is over.
+func (c *mediaClock) forget() {
+	c.ready, c.haveOrigin, c.seen, c.slew, c.stepped = false, false, false, 0, false
+}
+
+// advance ends a chunk at tick t and returns its UTC start and end.
+func (c *mediaClock) advance(t int64) (start, end time.Time) {
+	start = c.last
+	d := toDuration(t-c.tick, c.ts)
+	limit := time.Duration(float64(d) * maxSlew)
+	step := min(max(c.slew, -limit), limit)
+	c.slew -= step
+	end = c.utc(t).Add(step).Truncate(time.Microsecond)
+	if end.Before(start) {
+		end = start
+	}
+	// The remainder below a microsecond stays in the anchor, so that rounding does not add up.
+	c.at, c.tick, c.last = c.utc(t).Add(step), t, end
+	return start, end
+}

@@ -1,0 +1,487 @@
+// Package mux turns access units into numbered, stamped CMAF chunks, and
+// decides where recordings begin. It is pure: it starts nothing, reads no
+// clock and touches no file; the same calls give the same bytes.
+//
+// Presentation times are the camera's. Decode times are the presentation times
+// in ascending order, so that the tracks of a chunk begin when its first
+// picture is shown, the durations of a recording add up to exactly the time it
+// shows, and one recording ends on the tick at which the next begins, with
+// B-frames and open GOPs as without.
+package mux
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/zipato/vms/pkg/cmaf"
+	"github.com/zipato/vms/pkg/vms"
+	"github.com/zipato/vms/pkg/wire"
+)
+
+const (
+	// soundWait is how long a chunk that ends a GOP waits for the sound before
+	// the next keyframe; soundWaitWatched the same while somebody looks on.
+	soundWait        = 500 * time.Millisecond
+	soundWaitWatched = 100 * time.Millisecond
+	// soundGone: a track that has been silent for so long is left out of the next span.
+	soundGone = 5 * time.Second
+	// soundLead is how much sound before the first picture of a span is kept.
+	soundLead = 100 * time.Millisecond
+
+	// maxSoundQueue bounds the samples that wait for a picture (21 s at 48 kHz).
+	maxSoundQueue = 1000
+
+	// A recording that no keyframe ends is cut after so much.
+	longestRecording = 120 * time.Second
+	largestRecording = 64 << 20
+
+	// jump: a timestamp further off than this is another clock, not a late frame.
+	jump = 10 * time.Second
+	// backJump is the same for timestamps that go back further than reordering explains.
+	backJump = 2 * time.Second
+)
+
+// Config is fixed for the life of a Mux.
+type Config struct {
+	Epoch vms.Epoch
+	// Recording is the media time between two recordings; Phase, less than
+	// Recording, moves the first boundary of each span.
+	Recording, Phase time.Duration
+	// Chunk and ChunkBytes are where a chunk is cut, whichever comes first.
+	Chunk      time.Duration
+	ChunkBytes int
+	// OnInit and OnChunk get what is muxed, in order. They must not block.
+	OnInit  func(vms.Init)
+	OnChunk func(vms.Chunk)
+}
+
+// Stats counts what came and what could not be muxed.
+type Stats struct {
+	Frames       uint64 // pictures muxed
+	BeforeKey    uint64 // pictures before the first keyframe of a span
+	SoundDropped uint64 // sound samples for which no track or no place was left
+}
+
+// Mux is one stream being muxed. It is not safe for concurrent use.
+type Mux struct {
+	cfg   Config
+	stats Stats
+
+	// The camera's session.
+	params  *params
+	sound   *cmaf.AudioParams
+	ts      uint32 // ticks per second of all tracks
+	watched bool
+	vJump   unjump
+	aJump   unjump
+
+	// Pictures on their way: decode order, waiting for a decode time; then one
+	// waiting for its duration; then in a chunk.
+	reorder  reorder
+	held     *frame
+	cur      *building
+	closed   []*building
+	spanDue  bool // the next keyframe begins a span
+	started  bool // a keyframe of this session was seen
+	lastDur  int64
+	soundQ   []soundSample
+	soundNow time.Time // arrival of the newest sound sample
+
+	// What has been emitted.
+	seq      uint64
+	initID   uint32
+	withA    bool             // the current init has a sound track
+	coded    cmaf.VideoParams // the parameter sets in the current init
+	span     span
+	clock    mediaClock
+	inSpan   bool
+	lastInit vms.Init
+}
+
+// span is where the current span and its recording stand, in ticks.
+type span struct {
+	start     int64
+	number    uint32
+	recStart  int64
+	recBytes  int64
+	uncertain bool
+}
+
+// New returns a Mux that waits for Open.
+func New(cfg Config) *Mux {
+	if cfg.Recording <= 0 {
+		cfg.Recording = 30 * time.Second
+	}
+	if cfg.Chunk <= 0 {
+		cfg.Chunk = 200 * time.Millisecond
+	}
+	if cfg.ChunkBytes <= 0 {
+		cfg.ChunkBytes = 64 << 10
+	}
+	return &Mux{cfg: cfg, ts: cmaf.VideoClock}
+}
+
+// Stats returns the counters.
+func (m *Mux) Stats() Stats { return m.stats }
+
+// SetOptions changes the cutting from the next recording on.
+func (m *Mux) SetOptions(recording, chunk time.Duration) {
+	m.cfg.Recording, m.cfg.Chunk = recording, chunk
+}
+
+// SetWatched says whether somebody looks at the live picture: then sound gets
+// less time to catch up with it.
+func (m *Mux) SetWatched(on bool) { m.watched = on }
+
+// Open begins a session of the camera: what came before is flushed, and the
+// next keyframe begins a span. a is nil when the camera offers no sound.
+func (m *Mux) Open(v cmaf.VideoParams, a *cmaf.AudioParams) error {
+	p, err := newParams(v)
+	if err != nil {
+		return err
+	}
+	m.Flush()
+	m.params, m.sound, m.ts = p, a, cmaf.Timescale(a)
+	m.vJump, m.aJump = unjump{}, unjump{}
+	m.reorder = reorder{depth: p.depth}
+	m.started, m.lastDur = false, 0
+	m.soundNow = time.Time{}
+	return nil
+}
+
+// Video takes one access unit: pts in 90 kHz ticks, now in UTC of the hub when
+// it arrived (uncertain if that is an estimate), camera in UTC of the camera or zero.
+func (m *Mux) Video(pts int64, now time.Time, uncertain bool, camera time.Time, au [][]byte) {
+	if m.params == nil {
+		return
+	}
+	in := m.params.inspect(au)
+	if in.changed {
+		m.reorder.depth = max(m.reorder.depth, m.params.depth)
+	}
+	if len(in.nalus) == 0 {
+		return
+	}
+	if !m.started {
+		if !in.key || !m.params.complete() {
+			m.stats.BeforeKey++
+			return
+		}
+		m.started, m.spanDue = true, true
+	}
+	t := m.vJump.place(pts*int64(m.ts/cmaf.VideoClock), now, m.ts)
+	m.clock.observe(t, now, m.ts)
+	m.span.uncertain = uncertain
+	f := &frame{pts: t, key: in.key, nalus: in.nalus, camera: camera, now: now}
+	if in.key {
+		f.params = m.params.VideoParams
+	}
+	for _, n := range in.nalus {
+		f.size += 4 + len(n)
+	}
+	m.reorder.learn(f, m.params.known)
+	m.reorder.push(f)
+	for m.reorder.ready() {
+		m.timed(m.reorder.pop())
+	}
+	m.release(now)
+}
+
+// Audio takes one AAC frame: pts in ticks of the sample rate.
+func (m *Mux) Audio(pts int64, now time.Time, data []byte) {
+	if m.sound == nil || len(data) == 0 {
+		return
+	}
+	t := m.aJump.place(pts*int64(m.ts)/int64(m.sound.SampleRate), now, m.ts)
+	if n := len(m.soundQ); n > 0 {
+		last := &m.soundQ[n-1]
+		if t <= last.pts {
+			t = last.pts + 1
+		}
+		if last.dur == 0 {
+			last.dur = min(t-last.pts, 10*m.soundFrame())
+		}
+	}
+	if len(m.soundQ) >= maxSoundQueue {
+		m.soundQ = slices.Delete(m.soundQ, 0, maxSoundQueue/2) // no picture for long: keep the newest
+		m.stats.SoundDropped += maxSoundQueue / 2
+	}
+	m.soundQ = append(m.soundQ, soundSample{pts: t, data: data})
+	m.soundNow = now
+	m.release(now)
+}
+
+// Tick lets waits run out. Call it some ten times a second while a session is open.
+func (m *Mux) Tick(now time.Time) { m.release(now) }
+
+// Flush emits all that is pending, with the last picture as long as the one
+// before it. The next keyframe begins a span.
+func (m *Mux) Flush() {
+	for m.reorder.pending() {
+		m.timed(m.reorder.pop())
+	}
+	if m.held != nil {
+		d := m.lastDur
+		if d <= 0 {
+			d = int64(m.ts) / 25
+		}
+		end := m.held.dts + d
+		m.add(m.held, d)
+		m.held = nil
+		m.close(end, true, time.Time{})
+	}
+	if n := len(m.soundQ); n > 0 && m.soundQ[n-1].dur == 0 {
+		m.soundQ[n-1].dur = m.soundFrame()
+	}
+	for i, c := range m.closed {
+		c.last = i == len(m.closed)-1
+		m.emit(c)
+	}
+	m.stats.SoundDropped += uint64(len(m.soundQ))
+	m.closed, m.cur, m.soundQ = nil, nil, nil
+	m.started, m.spanDue, m.inSpan = false, true, false
+	m.clock.forget()
+}
+
+// soundFrame is the nominal duration of one AAC frame (1,024 samples), ticks.
+func (m *Mux) soundFrame() int64 {
+	if m.sound == nil {
+		return 0
+	}
+	return 1024 * int64(m.ts) / int64(m.sound.SampleRate)
+}
+
+// timed takes a frame whose decode time is known: the one before it gets its
+// duration and goes into a chunk.
+func (m *Mux) timed(f *frame) {
+	if m.held != nil {
+		d := f.dts - m.held.dts
+		m.lastDur = d
+		m.add(m.held, d)
+		if f.key || m.ticks(m.cfg.Chunk) <= f.dts-m.cur.start || m.cur.bytes >= m.cfg.ChunkBytes {
+			m.close(f.dts, f.key, f.now)
+		}
+	}
+	m.held = f
+}
+
+// add puts a picture into the chunk being built.
+func (m *Mux) add(f *frame, d int64) {
+	if m.cur == nil {
+		m.cur = &building{start: f.dts, key: f.key, params: f.params, camera: f.camera, spanDue: m.spanDue && f.key, firstNow: f.now}
+		if m.cur.spanDue {
+			m.spanDue = false
+		}
+	}
+	m.cur.video = append(m.cur.video, cmaf.Sample{
+		Duration: uint32(max(d, 1)), CTS: int32(f.pts - f.dts), Sync: f.key, NALs: f.nalus,
+	})
+	m.cur.bytes += f.size
+	m.stats.Frames++
+}
+
+// close ends the chunk being built at tick end.
+func (m *Mux) close(end int64, gop bool, now time.Time) {
+	c := m.cur
+	m.cur = nil
+	c.end, c.endsGOP, c.closed = end, gop, now
+	m.closed = append(m.closed, c)
+}
+
+// release emits the closed chunks that need not wait for sound any longer.
+func (m *Mux) release(now time.Time) {
+	for len(m.closed) > 0 {
+		c := m.closed[0]
+		if m.waitsForSound(c, now) {
+			return
+		}
+		m.closed = m.closed[1:]
+		m.emit(c)
+	}
+}
+
+// waitsForSound: the first chunk of a span waits for the first sample, to know
+// whether there is a track; the last chunk of a GOP waits for the sound up to
+// its end, so that a recording begins with picture and sound of the same time.
+func (m *Mux) waitsForSound(c *building, now time.Time) bool {
+	if m.sound == nil {
+		return false
+	}
+	wait := soundWait
+	if m.watched {
+		wait = soundWaitWatched
+	}
+	if c.spanDue && len(m.soundQ) == 0 && m.soundNow.IsZero() && now.Sub(c.firstNow) < soundWait {
+		return true
+	}
+	if !c.endsGOP || now.Sub(c.closed) >= wait || m.soundNow.IsZero() {
+		return false
+	}
+	if !m.withA && !c.spanDue {
+		return false
+	}
+	n := len(m.soundQ)
+	return (n == 0 || m.soundQ[n-1].pts < c.end) && now.Sub(m.soundNow) < soundGone
+}
+
+func (m *Mux) ticks(d time.Duration) int64 {
+	return int64(d/time.Second)*int64(m.ts) + int64(d%time.Second)*int64(m.ts)/int64(time.Second)
+}
+
+// wantSound reports whether the next span should have a sound track.
+func (m *Mux) wantSound(now time.Time) bool {
+	return m.sound != nil && !m.soundNow.IsZero() && (len(m.soundQ) > 0 || now.Sub(m.soundNow) < soundGone)
+}
+
+// emit numbers and stamps a chunk. Everything that a worker obeys is decided here.
+func (m *Mux) emit(c *building) {
+	withA := m.wantSound(c.firstNow)
+	if c.key && (c.spanDue || withA != m.withA || m.clock.stepped || !m.inSpan || !c.params.Equal(m.coded)) {
+		m.inSpan = m.beginSpan(c, withA)
+	}
+	if !m.inSpan {
+		m.stats.BeforeKey += uint64(len(c.video))
+		return
+	}
+	sound := m.takeSound(c)
+	flags := m.stamp(c)
+	m.seq++
+	m.span.recBytes += int64(c.bytes)
+	payload, moofLen, err := cmaf.BuildFragment(uint32(m.seq), []cmaf.Run{
+		{Track: cmaf.VideoTrack, Base: uint64(c.start), Samples: c.video}, sound,
+	})
+	if err != nil {
+		// Only a chunk of 2 GiB or without a picture could do this; the byte limit forbids both.
+		panic(fmt.Sprintf("mux: %v", err))
+	}
+	start, end := m.clock.advance(c.end)
+	m.cfg.OnChunk(vms.Chunk{
+		Epoch: m.cfg.Epoch, Seq: m.seq, Recording: m.span.number, Init: m.initID, Flags: flags,
+		Start: start, End: end, CameraTime: c.camera,
+		MoofLen: moofLen, CRC: wire.Checksum(payload), Payload: payload,
+	})
+}
+
+// stamp decides whether c begins a recording.
+func (m *Mux) stamp(c *building) vms.Flags {
+	var flags vms.Flags
+	if c.key {
+		flags |= vms.FlagKey
+	}
+	if m.span.uncertain {
+		flags |= vms.FlagTimeUncertain
+	}
+	begin := c.beginsSpan
+	switch {
+	case begin:
+		m.span.number = 0
+	case c.key && c.start-m.span.start >= m.boundary():
+		begin = true
+	case c.start-m.span.recStart >= m.ticks(longestRecording), m.span.recBytes >= largestRecording:
+		begin = true
+	}
+	if !begin {
+		return flags
+	}
+	flags |= vms.FlagFirst
+	if !c.key {
+		flags |= vms.FlagDependent
+	}
+	if !c.beginsSpan {
+		m.span.number++
+	}
+	m.span.recStart, m.span.recBytes = c.start, 0
+	return flags
+}
+
+// boundary is the tick after the start of the span from which on a keyframe
+// begins the next recording: the least phase + k x recording that lies after
+// the start of the present one.
+func (m *Mux) boundary() int64 {
+	d, phase := m.ticks(m.cfg.Recording), m.ticks(m.cfg.Phase%m.cfg.Recording)
+	since := m.span.recStart - m.span.start
+	if since < phase {
+		return phase
+	}
+	return phase + ((since-phase)/d+1)*d
+}
+
+// beginSpan starts a span with c, with a new init segment when the codecs
+// changed. It returns false when the parameter sets make no init segment:
+// nothing can decode c.
+func (m *Mux) beginSpan(c *building, withA bool) bool {
+	var a *cmaf.AudioParams
+	if withA {
+		a = m.sound
+	}
+	segment, tracks, err := cmaf.BuildInit(m.ts, c.params, a)
+	if err != nil {
+		return false
+	}
+	m.coded, m.withA = c.params, withA
+	if !slices.Equal(segment, m.lastInit.Segment) {
+		m.initID++
+		m.lastInit = vms.Init{Epoch: m.cfg.Epoch, ID: m.initID, Tracks: tracks, Segment: segment}
+		m.cfg.OnInit(m.lastInit)
+	}
+	start := c.start
+	if withA {
+		lead := c.start - m.ticks(soundLead)
+		for len(m.soundQ) > 0 && m.soundQ[0].pts < lead {
+			m.soundQ = m.soundQ[1:]
+			m.stats.SoundDropped++
+		}
+		if len(m.soundQ) > 0 {
+			start = min(start, max(m.soundQ[0].pts, 0))
+		}
+	}
+	c.beginsSpan = true
+	m.span.start = start
+	m.clock.begin(start, m.ts)
+	return true
+}
+
+// takeSound takes the sound that belongs into c out of the queue: all complete
+// samples that begin before c ends. When sound lags behind the start of a new
+// recording, its newest sample goes into the first chunk even so: the zero of
+// the recording then lies before all that follows.
+func (m *Mux) takeSound(c *building) cmaf.Run {
+	run := cmaf.Run{Track: cmaf.AudioTrack}
+	if !m.withA {
+		m.stats.SoundDropped += uint64(len(m.soundQ))
+		m.soundQ = m.soundQ[:0]
+		return run
+	}
+	if n := len(m.soundQ); n > 0 && c.key && m.soundQ[n-1].dur == 0 && m.soundQ[n-1].pts < c.start {
+		m.soundQ[n-1].dur = m.soundFrame()
+	}
+	i := 0
+	for i < len(m.soundQ) {
+		s := &m.soundQ[i]
+		if s.dur == 0 || (s.pts >= c.end && !c.last) {
+			break
+		}
+		if len(run.Samples) == 0 {
+			if s.pts < 0 {
+				m.stats.SoundDropped++
+				i++
+				continue
+			}
+			run.Base = uint64(s.pts)
+		} else if next := run.Base + uint64(sum(run.Samples)); int64(next) != s.pts {
+			break // a hole in time needs a tfdt of its own: the next chunk
+		}
+		run.Samples = append(run.Samples, cmaf.Sample{Duration: uint32(s.dur), Sync: true, Raw: s.data})
+		i++
+	}
+	m.soundQ = m.soundQ[i:]
+	return run
+}
+
+func sum(samples []cmaf.Sample) (d int64) {
+	for i := range samples {
+		d += int64(samples[i].Duration)
+	}
+	return d
+}

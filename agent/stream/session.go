@@ -1,0 +1,165 @@
+package stream
+
+import (
+	"time"
+
+	"github.com/zipato/vms/agent/camera"
+	"github.com/zipato/vms/agent/spool"
+	"github.com/zipato/vms/agent/uplink"
+	"github.com/zipato/vms/pkg/cmaf"
+	"github.com/zipato/vms/pkg/vms"
+	"github.com/zipato/vms/pkg/wire"
+)
+
+// sink is the Stream as the camera sees it. Nothing in it blocks: the muxer
+// computes, and the spool drops rather than waits.
+type sink Stream
+
+// Open implements camera.Sink.
+func (k *sink) Open(v camera.VideoFormat, a *camera.AudioFormat) {
+	s := (*Stream)(k)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var audio *cmaf.AudioParams
+	if a != nil {
+		audio = &cmaf.AudioParams{Config: a.Config, SampleRate: a.SampleRate, Channels: a.Channels}
+	}
+	err := s.mux.Open(cmaf.VideoParams{Codec: v.Codec, VPS: v.VPS, SPS: v.SPS, PPS: v.PPS}, audio)
+	if err != nil {
+		// The camera package offers only codecs that can be muxed.
+		s.cfg.Log.Error("cannot record this camera", "err", err)
+	}
+}
+
+// Video implements camera.Sink.
+func (k *sink) Video(pts int64, ntp, arrival time.Time, au [][]byte) {
+	s := (*Stream)(k)
+	utc, uncertain := s.cfg.Clock.UTC(arrival)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mux.Video(pts, utc, uncertain, ntp, au)
+}
+
+// Audio implements camera.Sink.
+func (k *sink) Audio(pts int64, _, arrival time.Time, au []byte) {
+	s := (*Stream)(k)
+	utc, _ := s.cfg.Clock.UTC(arrival)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mux.Audio(pts, utc, au)
+}
+
+// Lost implements camera.Sink.
+func (k *sink) Lost(err error) {
+	if err != nil {
+		(*Stream)(k).endAll(string(vms.CauseCameraOffline))
+	}
+}
+
+// source is the spool as a lane sees it.
+type source struct{ *spool.Spool }
+
+func (s source) Cursor(have []vms.ChunkRange) uplink.Cursor { return s.NewCursor(have) }
+
+// hello begins a session.
+func (s *Stream) hello() *wire.SessionHello {
+	return &wire.SessionHello{Agent: s.cfg.Agent, Boot: s.cfg.Boot, Epoch: s.epoch, Holding: s.cfg.Spool.Holding()}
+}
+
+// sessionState is told when the session comes and goes.
+func (s *Stream) sessionState(err error) {
+	s.change(func() { s.sessUp, s.sessErr = err == nil, err })
+	if err != nil {
+		return
+	}
+	s.cfg.Spool.Resend()
+	st := s.Status()
+	s.send(&wire.StreamState{State: st.State, Problem: st.Problem})
+	s.askTime()
+	s.sendGaps()
+}
+
+// message takes what the NVR says.
+func (s *Stream) message(m wire.SessionMessage) {
+	switch m := m.(type) {
+	case *wire.Assign:
+		s.cfg.Log.Info("worker assigned", "worker", m.Worker, "generation", m.Generation, "why", m.Why)
+		s.mu.Lock()
+		s.mux.SetOptions(time.Duration(m.Segment.RecordingMS)*time.Millisecond, time.Duration(m.Segment.ChunkMS)*time.Millisecond)
+		s.mu.Unlock()
+		s.cfg.Spool.Durable(m.Durable)
+		s.assigned.Put(m)
+	case *wire.Durable:
+		s.cfg.Spool.Durable(m.Ranges)
+	case *wire.Committed:
+		s.cfg.Spool.Committed(m.IDs)
+		s.sendGaps()
+	case *wire.TimeAnswer:
+		s.learnTime(m)
+	}
+}
+
+func (s *Stream) askTime() {
+	now := time.Now()
+	s.stateMu.Lock()
+	if len(s.asked) > 16 {
+		clear(s.asked) // answers that never came
+	}
+	cookie := now.UnixMicro()
+	s.asked[cookie] = now
+	s.stateMu.Unlock()
+	s.send(&wire.TimeQuery{Sent: cookie})
+}
+
+func (s *Stream) learnTime(m *wire.TimeAnswer) {
+	now := time.Now()
+	s.stateMu.Lock()
+	asked, ok := s.asked[m.Sent]
+	delete(s.asked, m.Sent)
+	s.stateMu.Unlock()
+	if ok && s.cfg.Clock.Learn(asked, now, m.ServerTime) {
+		s.cfg.Log.Warn("the hub's clock made a step", "server_time", m.ServerTime)
+	}
+}
+
+// change applies f and tells everybody when the state became another.
+func (s *Stream) change(f func()) {
+	s.stateMu.Lock()
+	f()
+	st := s.derive()
+	s.stateMu.Unlock()
+	s.set(st)
+}
+
+func (s *Stream) set(st Status) {
+	s.stateMu.Lock()
+	if st == s.status {
+		s.stateMu.Unlock()
+		return
+	}
+	s.status = st
+	s.stateMu.Unlock()
+	s.cfg.Log.Info("stream state", "state", st.State, "problem", st.Problem)
+	s.send(&wire.StreamState{State: st.State, Problem: st.Problem})
+	s.cfg.OnState(st)
+}
+
+// derive makes one state of three. stateMu is held.
+func (s *Stream) derive() Status {
+	switch {
+	case s.camState.State == "":
+		if s.sessErr != nil {
+			return Status{State: wire.StateStarting, Problem: "The NVR cannot be reached: " + s.sessErr.Error()}
+		}
+		return Status{State: wire.StateStarting}
+	case s.camState.State != wire.StateStreaming:
+		return Status{State: s.camState.State, Problem: s.camState.Problem}
+	case s.laneUp:
+		return Status{State: wire.StateStreaming}
+	case s.laneErr != nil:
+		return Status{State: wire.StateBuffering, Problem: "The worker cannot be reached; the hub keeps the footage: " + s.laneErr.Error()}
+	case s.sessErr != nil:
+		return Status{State: wire.StateBuffering, Problem: "The NVR cannot be reached; the hub keeps the footage: " + s.sessErr.Error()}
+	}
+	return Status{State: wire.StateBuffering}
+}
