@@ -1,0 +1,218 @@
+package embed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	awss3 "github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/versity/versitygw/backend"
+	"github.com/versity/versitygw/backend/meta"
+	"github.com/versity/versitygw/backend/posix"
+	"github.com/versity/versitygw/s3err"
+	"github.com/versity/versitygw/s3response"
+)
+
+// durable is versitygw's file system backend with the two things it lacks: it
+// syncs what it stored or removed before it says yes, and it tells when an
+// object was created.
+//
+// The order of a PutObject is: data synced in an unnamed file, each metadata
+// file synced and renamed, the data linked to its name, directories synced. So
+// an object that is visible is whole and has its metadata, also after a power
+// cut, and one that was acknowledged is visible.
+type durable struct {
+	*posix.Posix
+	objects string // absolute: bucket/key
+	meta    string // absolute: bucket/key/meta/attribute
+	created func(bucket, key string)
+}
+
+var _ backend.Backend = (*durable)(nil)
+
+// newDurable makes the backend. It changes the working directory of the
+// process to objects: versitygw addresses files relative to it.
+func newDurable(objects, metaDir string, created func(bucket, key string)) (*durable, error) {
+	sidecar, err := meta.NewSideCar(metaDir)
+	if err != nil {
+		return nil, fmt.Errorf("metadata directory: %w", err)
+	}
+	opts := posix.PosixOpts{
+		CopyObjectThreshold: 5 << 30, // the limit of Amazon S3; zero would refuse every copy
+		Concurrency:         maxConns,
+		ForceNoObjLockFile:  true, // the data directory's lock keeps other processes out
+		ValidateBucketNames: true,
+	}
+	opts.SetNewDirPerm(0o700)
+	opts.SetNewFilePerm(0o600)
+	p, err := posix.New(objects, &syncedSidecar{SideCar: sidecar, dir: metaDir}, opts)
+	if err != nil {
+		return nil, fmt.Errorf("object directory: %w", err)
+	}
+	return &durable{Posix: p, objects: objects, meta: metaDir, created: created}, nil
+}
+
+// PutObject stores an object, syncs it and tells that it is there.
+func (d *durable) PutObject(ctx context.Context, in s3response.PutObjectInput) (s3response.PutObjectOutput, error) {
+	out, err := d.PutObjectWithPostFunc(ctx, in, (*os.File).Sync)
+	bucket, key := deref(in.Bucket), deref(in.Key)
+	if err != nil {
+		// "The object exists" is an answer that somebody may forget the
+		// original on, and the writer who made it may not have synced yet.
+		if s, ok := errors.AsType[s3err.S3Error](err); ok && s.BaseError().Code == "PreconditionFailed" {
+			if serr := d.syncNames(bucket, key); serr != nil {
+				return s3response.PutObjectOutput{}, serr
+			}
+		}
+		return out, err
+	}
+	if err := d.syncNames(bucket, key); err != nil {
+		return s3response.PutObjectOutput{}, err
+	}
+	d.created(bucket, key)
+	return out, nil
+}
+
+// CompleteMultipartUpload does for an object made of parts what PutObject does.
+func (d *durable) CompleteMultipartUpload(ctx context.Context, in *awss3.CompleteMultipartUploadInput) (s3response.CompleteMultipartUploadResult, string, error) {
+	out, version, err := d.Posix.CompleteMultipartUpload(ctx, in)
+	if err != nil {
+		return out, version, err
+	}
+	if err := d.syncObject(deref(in.Bucket), deref(in.Key)); err != nil {
+		return s3response.CompleteMultipartUploadResult{}, "", err
+	}
+	d.created(deref(in.Bucket), deref(in.Key))
+	return out, version, nil
+}
+
+// CopyObject does for a copy what PutObject does.
+func (d *durable) CopyObject(ctx context.Context, in s3response.CopyObjectInput) (s3response.CopyObjectOutput, error) {
+	out, err := d.Posix.CopyObject(ctx, in)
+	if err != nil {
+		return out, err
+	}
+	if err := d.syncObject(deref(in.Bucket), deref(in.Key)); err != nil {
+		return s3response.CopyObjectOutput{}, err
+	}
+	d.created(deref(in.Bucket), deref(in.Key))
+	return out, nil
+}
+
+// DeleteObject removes an object for good: it must not be back after a power
+// cut, when nobody remembers any more that it was to go.
+func (d *durable) DeleteObject(ctx context.Context, in *awss3.DeleteObjectInput) (*awss3.DeleteObjectOutput, error) {
+	out, err := d.Posix.DeleteObject(ctx, in)
+	if err != nil {
+		return out, err
+	}
+	if err := d.syncNames(deref(in.Bucket), deref(in.Key)); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// DeleteObjects does for many objects what DeleteObject does for one.
+func (d *durable) DeleteObjects(ctx context.Context, in *awss3.DeleteObjectsInput) (s3response.DeleteResult, error) {
+	out, err := d.Posix.DeleteObjects(ctx, in)
+	if err != nil {
+		return out, err
+	}
+	for _, o := range out.Deleted {
+		if err := d.syncNames(deref(in.Bucket), deref(o.Key)); err != nil {
+			return s3response.DeleteResult{}, err
+		}
+	}
+	return out, nil
+}
+
+// syncObject syncs an object that versitygw wrote without telling us before it
+// linked it: its data, then its names.
+func (d *durable) syncObject(bucket, key string) error {
+	f, err := os.Open(filepath.Join(d.objects, bucket, filepath.FromSlash(key)))
+	if err != nil {
+		return fmt.Errorf("sync object: %w", err)
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("sync object: %w", err)
+	}
+	return d.syncNames(bucket, key)
+}
+
+// syncNames syncs every directory on the way to an object and to its metadata,
+// from the leaf up. Directories that did not change cost nothing; those that
+// are gone left a change in their parent.
+func (d *durable) syncNames(bucket, key string) error {
+	path := filepath.Join(bucket, filepath.FromSlash(key))
+	for root, leaf := range map[string]string{
+		d.meta:    filepath.Join(d.meta, path, sidecarDir),
+		d.objects: filepath.Dir(filepath.Join(d.objects, path)),
+	} {
+		for dir := leaf; ; dir = filepath.Dir(dir) {
+			if err := syncDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("sync directory of object: %w", err)
+			}
+			if len(dir) <= len(root) {
+				break
+			}
+		}
+	}
+	return nil
+}
+
+// sidecarDir is the folder, below the path of an object, that meta.SideCar
+// keeps the object's attributes in.
+const sidecarDir = "meta"
+
+// syncedSidecar writes attributes where meta.SideCar reads them, synced.
+type syncedSidecar struct {
+	meta.SideCar
+	dir string
+}
+
+var _ meta.MetadataStorer = (*syncedSidecar)(nil)
+
+// StoreAttribute implements meta.MetadataStorer.
+func (s *syncedSidecar) StoreAttribute(_ *os.File, bucket, object, attribute string, value []byte) error {
+	dir := filepath.Join(s.dir, bucket, object, sidecarDir)
+	err := store(dir, attribute, value)
+	// A deletion next door removes empty directories, perhaps the one we just
+	// made. It can do so only a few times.
+	for range 3 {
+		if !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		err = store(dir, attribute, value)
+	}
+	switch {
+	case errors.Is(err, syscall.ENOSPC):
+		return s3err.GetAPIError(s3err.ErrNoSpaceLeftOnDevice)
+	case errors.Is(err, syscall.EDQUOT):
+		return s3err.GetAPIError(s3err.ErrQuotaExceeded)
+	case err != nil:
+		return fmt.Errorf("store attribute %s: %w", attribute, err)
+	}
+	return nil
+}
+
+func store(dir, attribute string, value []byte) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return writeFileDurably(filepath.Join(dir, attribute), value)
+}
+
+// deref copies a string of a request: the original lies in a buffer that the
+// next request on the connection overwrites.
+func deref(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return strings.Clone(*s)
+}

@@ -1,0 +1,168 @@
+package live
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/zipato/vms/pkg/cmaf"
+	"github.com/zipato/vms/pkg/problem"
+	"github.com/zipato/vms/pkg/vms"
+	"github.com/zipato/vms/pkg/wire"
+)
+
+// Protocol is the subprotocol of the live WebSocket: text messages say what
+// comes, binary ones are init segments and fragments.
+const Protocol = "vms.mse.v1"
+
+const (
+	// sendTimeout bounds one message to a viewer.
+	sendTimeout = 20 * time.Second
+	// pingEvery finds viewers that are gone.
+	pingEvery = 15 * time.Second
+	// maxViewers bounds the viewers of one worker.
+	maxViewers = 2000
+)
+
+// Server shows the streams of one worker.
+type Server struct {
+	// Check returns the channel that a view ticket is good for.
+	Check func(ticket string) (vms.ChannelID, error)
+	Log   *slog.Logger
+
+	mu      sync.Mutex
+	streams map[vms.ChannelID]*Stream
+	viewers int
+}
+
+// Stream returns the live picture of a channel, which it makes when it is new.
+func (s *Server) Stream(ch vms.ChannelID) *Stream {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.streams[ch]
+	if st == nil {
+		if s.streams == nil {
+			s.streams = make(map[vms.ChannelID]*Stream)
+		}
+		st = &Stream{}
+		s.streams[ch] = st
+	}
+	return st
+}
+
+// Viewers counts who looks on.
+func (s *Server) Viewers() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.viewers
+}
+
+func (s *Server) enter() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.viewers >= maxViewers {
+		return false
+	}
+	s.viewers++
+	return true
+}
+
+func (s *Server) exit() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.viewers--
+}
+
+// ServeHTTP takes GET ?ticket=… and upgrades it. The caller has checked Host
+// and Origin; the ticket says what may be seen.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	ch, err := s.Check(r.URL.Query().Get("ticket"))
+	if err != nil {
+		problem.Write(w, &problem.Problem{Type: wire.ProblemTicketInvalid, Status: http.StatusUnauthorized, Title: "View ticket refused", Detail: "Ask for a new live URL: " + err.Error() + "."})
+		return
+	}
+	if !s.enter() {
+		problem.Write(w, &problem.Problem{Type: wire.ProblemBusy, Status: http.StatusServiceUnavailable, Title: "Too many viewers", RetryAfter: 10 * time.Second})
+		return
+	}
+	defer s.exit()
+	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{
+		Subprotocols: []string{Protocol}, InsecureSkipVerify: true, // Origin: see above
+		CompressionMode: websocket.CompressionDisabled,
+	})
+	if err != nil {
+		return // Accept has answered
+	}
+	defer conn.CloseNow()
+	ctx := conn.CloseRead(r.Context()) // viewers say nothing; their close ends ctx
+	st := s.Stream(ch)
+	v := st.join()
+	defer st.leave(v)
+	if err := s.serve(ctx, conn, st, v); err != nil && ctx.Err() == nil {
+		s.Log.Debug("viewer lost", "channel", ch, "err", err)
+	}
+}
+
+func (s *Server) serve(ctx context.Context, conn *websocket.Conn, st *Stream, v *viewer) error {
+	ping := time.NewTicker(pingEvery)
+	defer ping.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return conn.Close(websocket.StatusGoingAway, "")
+		case <-ping.C:
+			if err := within(ctx, conn.Ping); err != nil {
+				return err
+			}
+		case <-v.wake:
+			for _, it := range st.take(v) {
+				if err := send(ctx, conn, it); err != nil {
+					return err
+				}
+			}
+		}
+	}
+}
+
+func within(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
+	defer cancel()
+	return f(ctx)
+}
+
+// event is a text message to the browser.
+type event struct {
+	Type  string `json:"type"` // "init", "jump" or "offline"
+	MIME  string `json:"mime,omitempty"`
+	Cause string `json:"cause,omitempty"`
+}
+
+func send(ctx context.Context, conn *websocket.Conn, it item) error {
+	text := func(e event) error {
+		b, err := json.Marshal(e)
+		if err != nil {
+			return err
+		}
+		return within(ctx, func(ctx context.Context) error { return conn.Write(ctx, websocket.MessageText, b) })
+	}
+	binary := func(b []byte) error {
+		return within(ctx, func(ctx context.Context) error { return conn.Write(ctx, websocket.MessageBinary, b) })
+	}
+	switch {
+	case it.init != nil:
+		if err := text(event{Type: "init", MIME: cmaf.MIME(it.init.Tracks)}); err != nil {
+			return err
+		}
+		return binary(it.init.Segment)
+	case it.jump:
+		return text(event{Type: "jump"})
+	case it.offline != "":
+		return text(event{Type: "offline", Cause: it.offline})
+	}
+	return binary(it.chunk.Payload)
+}
