@@ -1,0 +1,261 @@
+package api_test
+
+import (
+	"bufio"
+	"context"
+	"crypto/ed25519"
+	"encoding/base64"
+	"encoding/json"
+	"iter"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/zipato/vms/cloud/api"
+	"github.com/zipato/vms/cloud/auth"
+	"github.com/zipato/vms/cloud/nvr"
+	"github.com/zipato/vms/cloud/store"
+	"github.com/zipato/vms/pkg/token"
+	"github.com/zipato/vms/pkg/vms"
+	"github.com/zipato/vms/pkg/vmstest"
+	"github.com/zipato/vms/pkg/wire"
+)
+
+const bearer = "vms_0123456789012345678901234567890123456789012"
+
+// objects is a bucket that signs anything.
+type objects struct{}
+
+func (objects) Stat(context.Context, string) (vms.Recording, error) {
+	return vms.Recording{}, vms.ErrNotFound
+}
+func (objects) List(context.Context, string, string) iter.Seq2[string, error] {
+	return func(func(string, error) bool) {}
+}
+func (objects) Delete(context.Context, string) error { return nil }
+func (objects) PresignGet(_ context.Context, key string, expiry time.Duration, _ string) (string, time.Time, error) {
+	return "http://127.0.0.1:9000/vms/" + key + "?X-Amz-Signature=x", time.Now().Add(expiry), nil
+}
+
+// hub is a hub's control line that answers yes, or not at all.
+type hub struct {
+	mu     sync.Mutex
+	silent bool
+	got    []wire.SessionMessage
+}
+
+func (h *hub) Command(ctx context.Context, m wire.SessionMessage) (wire.Reply, error) {
+	h.mu.Lock()
+	h.got = append(h.got, m)
+	silent := h.silent
+	h.mu.Unlock()
+	if silent {
+		<-ctx.Done()
+		return wire.Reply{}, ctx.Err()
+	}
+	return wire.Reply{OK: true}, nil
+}
+
+func (*hub) Revoke(string) {}
+
+// cloud is the API on the real rules.
+type cloud struct {
+	t   *testing.T
+	nvr *nvr.NVR
+	srv *httptest.Server
+}
+
+func newCloud(t *testing.T) *cloud {
+	t.Helper()
+	vmstest.NoLeaks(t)
+	st, err := store.OpenSQLite(t.Context(), filepath.Join(t.TempDir(), "vms.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = st.Close() })
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := token.NewSigner(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := nvr.New(nvr.Config{
+		Store: st, Objects: objects{}, Tokens: signer, SecretKey: make([]byte, 32),
+		NVRURL: "ws://127.0.0.1:8080/session/v1", Log: vmstest.Log(t), CommandTimeout: 200 * time.Millisecond,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := auth.New(auth.Config{Account: "demo", Token: bearer, Listen: "127.0.0.1:0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewServer(api.New(api.Config{NVR: n, Auth: a, Log: vmstest.Log(t)}))
+	t.Cleanup(srv.Close)
+	return &cloud{t, n, srv}
+}
+
+// call sends a request and decodes the answer, which must have that status.
+func (c *cloud) call(method, path, body string, status int) map[string]any {
+	c.t.Helper()
+	req, err := http.NewRequestWithContext(c.t.Context(), method, c.srv.URL+path, strings.NewReader(body))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+bearer)
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := c.srv.Client().Do(req)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var v map[string]any
+	if resp.ContentLength != 0 && resp.StatusCode != http.StatusNoContent {
+		if err := json.NewDecoder(resp.Body).Decode(&v); err != nil {
+			c.t.Fatalf("%s %s: %v", method, path, err)
+		}
+	}
+	if resp.StatusCode != status {
+		c.t.Fatalf("%s %s: status %d, want %d: %v", method, path, resp.StatusCode, status, v)
+	}
+	return v
+}
+
+// TestFromHubToRecording goes the way of a new account: a hub, a channel, a
+// stream, its recordings, and the end of all that.
+func TestFromHubToRecording(t *testing.T) {
+	c := newCloud(t)
+	created := c.call("POST", "/api/v1/hubs", `{"name":"Villa"}`, 201)
+	hubID := created["id"].(string)
+	pub, _, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	enrol := `{"code":"` + created["enrolment_code"].(string) + `","public_key":"` + base64.RawURLEncoding.EncodeToString(pub) + `"}`
+	e := c.call("POST", "/api/v1/enroll", enrol, 201)
+	if e["hub_id"] != hubID || e["nvr_url"] != "ws://127.0.0.1:8080/session/v1" {
+		t.Errorf("enrolment %v", e)
+	}
+	keys, _ := json.Marshal(e["token_keys"])
+	if _, err := token.ParseJWKS(keys); err != nil {
+		t.Errorf("token keys: %v", err)
+	}
+	c.call("POST", "/api/v1/enroll", enrol, 401) // spent
+
+	ch := c.call("POST", "/api/v1/channels", `{"name":"Front door","hub_id":"`+hubID+`","camera":{"url":"rtsp://viewer:hunter2@192.0.2.4/s"}}`, 201)
+	path := "/api/v1/channels/" + ch["id"].(string)
+	if cam := ch["camera"].(map[string]any); cam["url"] != "rtsp://192.0.2.4/s" || cam["username"] != "viewer" || cam["has_password"] != true {
+		t.Errorf("camera %v", cam)
+	}
+	if ch["state"] != "idle" || ch["mode"] != "on_demand" {
+		t.Errorf("channel %v", ch)
+	}
+
+	p := c.call("POST", path+"/start", "", 409)
+	if !strings.Contains(p["detail"].(string), "offline") {
+		t.Errorf("409 without the cause: %v", p)
+	}
+	events := c.follow()
+	h := &hub{}
+	session := nvr.Session{Account: "demo", Hub: vms.HubID(hubID)}
+	c.nvr.HubConnected(session, h)
+	if e := <-events; e != "hub_online" {
+		t.Errorf("event %q, want hub_online", e)
+	}
+	c.call("POST", path+"/start", "", 202)
+	h.mu.Lock()
+	start, ok := h.got[0].(*wire.Start)
+	h.silent = true
+	h.mu.Unlock()
+	if !ok || start.Camera.Password != "hunter2" || string(start.Channel) != ch["id"] {
+		t.Errorf("the hub got %+v", start)
+	}
+	if p := c.call("POST", path+"/stop", "", 504); p["detail"] != "The hub did not answer in time." {
+		t.Errorf("504 without the cause: %v", p)
+	}
+
+	c.call("GET", path+"/live", "", 503)
+	tok := c.call("POST", path+"/token", "", 201)
+	if tok["token"] == "" || tok["sid"] == "" || tok["nvr_url"] != "ws://127.0.0.1:8080/session/v1" {
+		t.Errorf("token %v", tok)
+	}
+
+	startAt := time.Now().UTC().Add(-time.Minute).Truncate(time.Second)
+	for i := range 3 {
+		at := startAt.Add(time.Duration(i) * 10 * time.Second)
+		r := vms.Recording{
+			Channel: start.Channel, Key: vms.RecordingKey(start.Channel, at, uint32(i)), Number: uint32(i),
+			Chunks: vms.ChunkRange{Epoch: 1, First: uint64(i)*50 + 1, Last: uint64(i)*50 + 50},
+			Start:  at, End: at.Add(10 * time.Second), Media: 10 * time.Second, Bytes: 1000, HeadLen: 100, InitLen: 50, Codecs: "avc1.64001f",
+		}
+		r.SHA256[0] = byte(i + 1)
+		if err := c.nvr.RecordingUploaded(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		if e := <-events; e != "recording" {
+			t.Errorf("event %q, want recording", e)
+		}
+	}
+	query := path + "/recordings?limit=2&from=" + startAt.Format(time.RFC3339) + "&to=" + startAt.Add(30*time.Second).Format(time.RFC3339)
+	page := c.call("GET", query, "", 200)
+	if n := len(page["recordings"].([]any)); n != 2 {
+		t.Errorf("%d recordings on the first page, want 2", n)
+	}
+	page = c.call("GET", query+"&cursor="+page["next_cursor"].(string), "", 200)
+	rest := page["recordings"].([]any)
+	if len(rest) != 1 || page["next_cursor"] != nil {
+		t.Fatalf("second page %v", page)
+	}
+	if r := rest[0].(map[string]any); r["start"] != startAt.Add(20*time.Second).Format("2006-01-02T15:04:05.000Z") || r["media_ms"] != 10000.0 || !strings.HasPrefix(r["url"].(string), "http://127.0.0.1:9000/") {
+		t.Errorf("recording %v", r)
+	}
+	c.call("GET", query+"&cursor=nonsense", "", 422)
+
+	ch = c.call("PATCH", path, `{"name":"Back door","camera":{"host":"192.0.2.5","url":null}}`, 200)
+	if cam := ch["camera"].(map[string]any); ch["name"] != "Back door" || cam["host"] != "192.0.2.5" || cam["has_password"] != false {
+		t.Errorf("changed channel %v, want the password gone with the address", ch)
+	}
+	c.call("PATCH", path, `{"camera":{"host":"a b"}}`, 422)
+	c.call("DELETE", path, "", 204)
+	c.call("GET", path, "", 404)
+	c.call("DELETE", "/api/v1/hubs/"+hubID, "", 204)
+	c.call("GET", "/api/v1/hubs/"+hubID, "", 404)
+}
+
+// follow opens the event stream and yields the names of events.
+func (c *cloud) follow() <-chan string {
+	c.t.Helper()
+	ctx, cancel := context.WithCancel(c.t.Context())
+	c.t.Cleanup(cancel)
+	req, err := http.NewRequestWithContext(ctx, "GET", c.srv.URL+"/api/v1/events", nil)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+bearer)
+	resp, err := c.srv.Client().Do(req)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	names := make(chan string, 100)
+	first := make(chan struct{})
+	go func() {
+		defer resp.Body.Close()
+		defer close(names)
+		for s := bufio.NewScanner(resp.Body); s.Scan(); {
+			if strings.HasPrefix(s.Text(), "retry:") {
+				close(first)
+			}
+			if name, ok := strings.CutPrefix(s.Text(), "event: "); ok {
+				names <- name
+			}
+		}
+	}()
+	<-first
+	return names
+}

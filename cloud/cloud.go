@@ -1,0 +1,396 @@
+// Package cloud is the cloud as a program: it chooses the parts, embedded ones
+// where no service is named, and wires them. New opens everything that can fail,
+// Run works until it is told to stop.
+package cloud
+
+import (
+	"cmp"
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/zipato/vms/cloud/api"
+	"github.com/zipato/vms/cloud/auth"
+	"github.com/zipato/vms/cloud/bucketevents"
+	"github.com/zipato/vms/cloud/bucketevents/inproc"
+	"github.com/zipato/vms/cloud/embed"
+	"github.com/zipato/vms/cloud/nvr"
+	"github.com/zipato/vms/cloud/objstore"
+	"github.com/zipato/vms/cloud/objstore/s3"
+	"github.com/zipato/vms/cloud/session"
+	"github.com/zipato/vms/cloud/store"
+	"github.com/zipato/vms/cloud/worker"
+	"github.com/zipato/vms/pkg/obs"
+	"github.com/zipato/vms/pkg/token"
+	"github.com/zipato/vms/pkg/vms"
+	"github.com/zipato/vms/pkg/wire"
+)
+
+const (
+	// demoAccount owns everything until accounts can be made.
+	demoAccount = vms.AccountID("acct_demo")
+	// bucket is the embedded store's.
+	bucket = "vms-recordings"
+	// localWorker is the worker of an all-in-one.
+	localWorker = vms.WorkerID("worker_local")
+	// chunkMS is the media time of a chunk, milliseconds.
+	chunkMS = 200
+)
+
+// Config is what a cloud needs; the zero value of every field but Data is ready.
+type Config struct {
+	// Data is the directory that keeps everything.
+	Data string
+	// Listen and S3Listen are addresses; 127.0.0.1:8080 and :9000.
+	Listen, S3Listen string
+	// PublicURL and S3PublicURL are what hubs and browsers reach, when that is
+	// not the address that is listened on.
+	PublicURL, S3PublicURL string
+	// Insecure allows to listen off the loopback without TLS.
+	Insecure bool
+	// WorkerDir is where open recordings are kept, best on tmpfs; below Data by default.
+	WorkerDir   string
+	WorkerBytes int64
+
+	// RetentionAge and RetentionBytes are how long and how much is kept; zero
+	// is without end.
+	RetentionAge   time.Duration
+	RetentionBytes int64
+	// Recording is the length of a recording: 30 s.
+	Recording time.Duration
+
+	// WrapObjects, in tests, stands between everybody and the object store.
+	WrapObjects func(objstore.Store) objstore.Store
+
+	Version string
+	Log     *slog.Logger
+}
+
+// Cloud is one process in all roles. Make it with New, and call Run once.
+type Cloud struct {
+	cfg      Config
+	log      *slog.Logger
+	data     *embed.Data
+	store    *store.Store
+	s3       *embed.S3
+	objects  objstore.Store
+	closeS3  func()
+	events   *inproc.Queue
+	nvr      *nvr.NVR
+	worker   *worker.Worker
+	session  *session.Handler
+	auth     *auth.Auth
+	listener net.Listener
+	handler  http.Handler
+	metrics  *obs.Registry
+	list     chan struct{} // the bucket should be listed
+}
+
+// New opens the data directory and every part. What it opened it closes again
+// when it returns an error.
+func New(ctx context.Context, cfg Config) (c *Cloud, err error) {
+	cfg.Listen = cmp.Or(cfg.Listen, "127.0.0.1:8080")
+	cfg.S3Listen = cmp.Or(cfg.S3Listen, "127.0.0.1:9000")
+	cfg.Version = cmp.Or(cfg.Version, "dev")
+	cfg.WorkerBytes = cmp.Or(cfg.WorkerBytes, 512<<20)
+	cfg.Recording = cmp.Or(cfg.Recording, 30*time.Second)
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	if err := cfg.checkExposure(); err != nil {
+		return nil, err
+	}
+	c = &Cloud{cfg: cfg, log: cfg.Log, closeS3: func() {}, metrics: obs.NewRegistry(), list: make(chan struct{}, 1)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.close())
+		}
+	}()
+	if c.data, err = embed.OpenData(cfg.Data); err != nil {
+		return nil, err
+	}
+	if c.listener, err = net.Listen("tcp", cfg.Listen); err != nil {
+		return nil, fmt.Errorf("%w (another program has the address; set VMS_LISTEN to another one)", err)
+	}
+	if c.store, err = store.OpenSQLite(ctx, c.data.Path("vms.db")); err != nil {
+		return nil, err
+	}
+	if err := c.openObjects(ctx); err != nil {
+		return nil, err
+	}
+	if err := c.openRules(); err != nil {
+		return nil, err
+	}
+	if err := c.openWorker(); err != nil {
+		return nil, err
+	}
+	return c, c.openHTTP()
+}
+
+// checkExposure refuses to carry passwords and footage in the clear over a network.
+func (c *Config) checkExposure() error {
+	for _, l := range []struct{ addr, public, variable string }{
+		{c.Listen, c.PublicURL, "VMS_PUBLIC_URL"}, {c.S3Listen, c.S3PublicURL, "VMS_S3_PUBLIC_URL"},
+	} {
+		host, _, err := net.SplitHostPort(l.addr)
+		if err != nil {
+			return fmt.Errorf("%w: address %q: %v", vms.ErrInvalid, l.addr, err)
+		}
+		ip := net.ParseIP(host)
+		if host == "localhost" || ip != nil && ip.IsLoopback() || c.Insecure {
+			continue
+		}
+		if u, err := url.Parse(l.public); err != nil || u.Scheme != "https" {
+			return fmt.Errorf("%w: %s is not on the loopback: put a TLS proxy in front of it and name its https URL in %s, or pass -insecure", vms.ErrInvalid, l.addr, l.variable)
+		}
+	}
+	return nil
+}
+
+// URL is where browsers and programs reach the API.
+func (c *Cloud) URL() string {
+	if c.cfg.PublicURL != "" {
+		return c.cfg.PublicURL
+	}
+	return "http://" + c.listener.Addr().String()
+}
+
+// wsURL is the public URL of a WebSocket path.
+func (c *Cloud) wsURL(path string) (string, error) {
+	u, err := url.Parse(c.URL())
+	if err != nil || u.Host == "" {
+		return "", fmt.Errorf("%w: VMS_PUBLIC_URL %q, want http:// or https://", vms.ErrInvalid, c.URL())
+	}
+	switch u.Scheme {
+	case "http":
+		u.Scheme = "ws"
+	case "https":
+		u.Scheme = "wss"
+	default:
+		return "", fmt.Errorf("%w: VMS_PUBLIC_URL %q, want http:// or https://", vms.ErrInvalid, c.URL())
+	}
+	return u.JoinPath(path).String(), nil
+}
+
+// openObjects starts the embedded store and its client.
+func (c *Cloud) openObjects(ctx context.Context) error {
+	key, err := c.data.SecretText("s3-access-key", 10)
+	if err != nil {
+		return err
+	}
+	secret, err := c.data.SecretText("s3-secret-key", 20)
+	if err != nil {
+		return err
+	}
+	c.events = inproc.New(inproc.Options{Log: c.log, OnOverflow: c.reconcileSoon})
+	c.s3, err = embed.StartS3(ctx, embed.S3Config{
+		Dir: c.data.Path("s3"), Addr: c.cfg.S3Listen, AccessKey: key, SecretKey: secret, Bucket: bucket,
+		AllowOrigins: c.origins(), Log: c.log,
+		OnCreated: func(key string) { c.events.Publish(bucketevents.Event{Bucket: bucket, Key: key}) },
+	})
+	if err != nil {
+		return err
+	}
+	client, err := s3.New(s3.Config{
+		Endpoint: c.s3.URL(), PublicURL: c.cfg.S3PublicURL, Bucket: bucket, AccessKey: key, SecretKey: secret,
+	})
+	if err != nil {
+		return err
+	}
+	c.closeS3 = client.Close
+	c.objects = client
+	if c.cfg.WrapObjects != nil {
+		c.objects = c.cfg.WrapObjects(client)
+	}
+	return nil
+}
+
+// reconcileSoon lists the bucket because events were dropped.
+func (c *Cloud) reconcileSoon() {
+	c.log.Warn("object events were dropped; the bucket will be listed")
+	select {
+	case c.list <- struct{}{}:
+	default: // it will be already
+	}
+}
+
+// reconcileLoop lists the bucket whenever events were dropped, beside the NVR's own turns.
+func (c *Cloud) reconcileLoop(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.list:
+			if err := c.nvr.Reconcile(ctx); err != nil && ctx.Err() == nil {
+				c.log.Error("cannot list the bucket; its next turn will", "err", err)
+			}
+		}
+	}
+}
+
+// origins are the pages that may read recordings.
+func (c *Cloud) origins() []string {
+	_, port, err := net.SplitHostPort(c.listener.Addr().String())
+	out := []string{c.URL()}
+	if err == nil {
+		out = append(out, "http://localhost:"+port, "http://127.0.0.1:"+port)
+	}
+	return out
+}
+
+func (c *Cloud) openRules() error {
+	seed, err := c.data.Secret("signing-key", ed25519.SeedSize)
+	if err != nil {
+		return err
+	}
+	secret, err := c.data.Secret("secret-key", 32)
+	if err != nil {
+		return err
+	}
+	signer, err := token.NewSigner(ed25519.NewKeyFromSeed(seed))
+	if err != nil {
+		return err
+	}
+	nvrURL, err := c.wsURL("/session/v1")
+	if err != nil {
+		return err
+	}
+	c.nvr, err = nvr.New(nvr.Config{
+		Store: c.store, Objects: objects{c.objects}, Tokens: signer, SecretKey: secret, NVRURL: nvrURL,
+		Log: c.log, Retention: nvr.Retention{Age: c.cfg.RetentionAge, Bytes: c.cfg.RetentionBytes},
+		Segment: wire.SegmentOptions{RecordingMS: c.cfg.Recording.Milliseconds(), ChunkMS: chunkMS},
+	})
+	if err != nil {
+		return err
+	}
+	c.session = session.New(session.Config{NVR: c.nvr, Log: c.log})
+	tok, err := auth.LoadToken(c.data.Path("admin-token"))
+	if err != nil {
+		return err
+	}
+	c.auth, err = auth.New(auth.Config{
+		Account: demoAccount, Token: tok, SessionsFile: c.data.Path("web-sessions.json"),
+		Listen: c.listener.Addr().String(), PublicURL: c.cfg.PublicURL, Log: c.log,
+	})
+	if err != nil {
+		return err
+	}
+	return c.openTickets(signer)
+}
+
+func (c *Cloud) openTickets(signer *token.Signer) error {
+	dir := cmp.Or(c.cfg.WorkerDir, c.data.Path("worker"))
+	dir, err := filepath.Abs(dir) // the embedded store changes the working directory
+	if err != nil {
+		return err
+	}
+	v := signer.Verifier()
+	c.worker, err = worker.New(worker.Config{
+		ID: localWorker, Dir: dir, DirBytes: c.cfg.WorkerBytes, Store: uploads{c.objects}, NVR: c.nvr,
+		CheckPush: func(t string) (token.Push, error) { return v.VerifyPush(t, localWorker, time.Now()) },
+		CheckView: func(t string) (token.View, error) { return v.VerifyView(t, localWorker, time.Now()) },
+		Log:       c.log, Metrics: c.metrics,
+	})
+	return err
+}
+
+// openWorker makes the worker known to the NVR.
+func (c *Cloud) openWorker() error {
+	push, err := c.wsURL("/push/v1")
+	if err != nil {
+		return err
+	}
+	live, err := c.wsURL("/live/v1/mse")
+	if err != nil {
+		return err
+	}
+	c.nvr.RegisterWorker(vms.WorkerInfo{ID: localWorker, Instance: c.worker.Instance(), PushURL: push, LiveURL: live})
+	return nil
+}
+
+func (c *Cloud) openHTTP() error {
+	c.handler = c.routes(api.New(api.Config{NVR: c.nvr, Auth: c.auth, Log: c.log, Version: c.cfg.Version, PublicURL: c.cfg.PublicURL}))
+	return nil
+}
+
+// LoginURL is an address of the page that logs its first visitor in.
+func (c *Cloud) LoginURL() string {
+	code, _ := c.auth.NewLoginCode()
+	return c.URL() + "/?login=" + url.QueryEscape(code)
+}
+
+// Run serves until ctx ends. Then, in order: lanes and sessions are sent away,
+// uploads under way finish, requests end, the store is closed.
+func (c *Cloud) Run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, c.close()) }()
+	rest, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g, gctx := errgroup.WithContext(rest)
+	srv := &http.Server{
+		Handler: c.handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 32 << 10, ErrorLog: slog.NewLogLogger(c.log.Handler(), slog.LevelDebug),
+		BaseContext: func(net.Listener) context.Context { return gctx },
+	}
+	g.Go(func() error {
+		if err := srv.Serve(c.listener); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("HTTP server: %w", err)
+		}
+		return nil
+	})
+	g.Go(func() error { return c.s3.Run(gctx) })
+	g.Go(func() error { return c.nvr.Run(gctx) })
+	g.Go(func() error { return c.reconcileLoop(gctx) })
+	g.Go(func() error {
+		return c.events.Run(gctx, func(ctx context.Context, e bucketevents.Event) error { return c.nvr.ObjectCreated(ctx, e.Key) })
+	})
+	g.Go(func() error {
+		work, done := context.WithCancel(ctx)
+		defer done()
+		context.AfterFunc(gctx, done)
+		err := c.worker.Run(work) // returns when told to stop, and its uploads are through
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+		defer cancel()
+		err = errors.Join(err, c.session.Shutdown(end))
+		stop() // ends event streams and viewers, which Shutdown would wait for
+		if srv.Shutdown(end) != nil {
+			err = errors.Join(err, srv.Close())
+		}
+		return err
+	})
+	return g.Wait()
+}
+
+// close closes what New opened, in reverse.
+func (c *Cloud) close() error {
+	var errs []error
+	c.closeS3()
+	if c.s3 != nil {
+		errs = append(errs, c.s3.Close())
+	}
+	if c.store != nil {
+		errs = append(errs, c.store.Close())
+	}
+	if c.listener != nil {
+		if err := c.listener.Close(); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	if c.data != nil {
+		errs = append(errs, c.data.Close())
+	}
+	err := errors.Join(errs...)
+	if errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,244 @@
+package nvrtest
+
+import (
+	"cmp"
+	"context"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/zipato/vms/cloud/nvr"
+	"github.com/zipato/vms/pkg/vms"
+)
+
+// PutRecording implements nvr.Store.
+func (s *Store) PutRecording(_ context.Context, r vms.Recording, _ time.Time) (nvr.Verdict, error) {
+	if err := s.lock(); err != nil {
+		return nvr.Verdict{}, err
+	}
+	defer s.mu.Unlock()
+	c := s.channels[r.Channel]
+	switch {
+	case c == nil:
+		return nvr.Verdict{}, vms.ErrNotFound
+	case slices.Contains(s.garbage, r.Key):
+		return nvr.Verdict{}, nil
+	case c.deleted:
+		s.discard(r.Key)
+		return nvr.Verdict{}, nil
+	}
+	if old, ok := s.recs[r.Key]; ok {
+		switch {
+		case old.Chunks == r.Chunks && old.SHA256 == r.SHA256:
+			return nvr.Verdict{}, nil
+		case old.Chunks == r.Chunks || !r.Chunks.Contains(old.Chunks):
+			return nvr.Verdict{Conflict: r.Key}, nil
+		}
+	}
+	v := nvr.Verdict{News: true}
+	var smaller []string
+	for _, o := range s.of(r.Channel) {
+		if o.Key == r.Key || !o.Start.Before(r.End) || !r.Start.Before(o.End) {
+			continue
+		}
+		switch twin := o.Chunks.Epoch == r.Chunks.Epoch && o.Start.Equal(r.Start); {
+		case twin && o.Chunks.Contains(r.Chunks):
+			s.discard(r.Key)
+			return nvr.Verdict{}, nil
+		case twin && r.Chunks.Contains(o.Chunks):
+			smaller = append(smaller, o.Key)
+		default:
+			v.Conflict = cmp.Or(v.Conflict, o.Key)
+		}
+	}
+	for _, key := range smaller {
+		s.discard(key)
+	}
+	s.recs[r.Key] = r
+	return v, nil
+}
+
+func (s *Store) discard(key string) {
+	delete(s.recs, key)
+	if !slices.Contains(s.garbage, key) {
+		s.garbage = append(s.garbage, key)
+	}
+}
+
+// of lists the recordings of a channel by start.
+func (s *Store) of(ch vms.ChannelID) (out []vms.Recording) {
+	for _, r := range s.recs {
+		if r.Channel == ch {
+			out = append(out, r)
+		}
+	}
+	slices.SortFunc(out, func(a, b vms.Recording) int { return cmp.Or(a.Start.Compare(b.Start), cmp.Compare(a.Key, b.Key)) })
+	return out
+}
+
+// Recordings implements nvr.Store.
+func (s *Store) Recordings(_ context.Context, ch vms.ChannelID, from, to time.Time, first nvr.Cursor, limit int) (out []vms.Recording, err error) {
+	if err := s.lock(); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	for _, r := range s.of(ch) {
+		late := first == (nvr.Cursor{}) || r.Start.After(first.At) || (r.Start.Equal(first.At) && r.Key >= first.ID)
+		if late && r.Start.Before(to) && r.End.After(from) && len(out) < limit {
+			out = append(out, r)
+		}
+	}
+	return out, nil
+}
+
+// Neighbours implements nvr.Store.
+func (s *Store) Neighbours(_ context.Context, ch vms.ChannelID, from, to time.Time) (before, after *vms.Recording, err error) {
+	if err := s.lock(); err != nil {
+		return nil, nil, err
+	}
+	defer s.mu.Unlock()
+	for _, r := range s.of(ch) {
+		if !r.End.After(from) {
+			before = &r
+		}
+		if after == nil && !r.Start.Before(to) {
+			after = &r
+		}
+	}
+	return before, after, nil
+}
+
+// RecordedChunks implements nvr.Store.
+func (s *Store) RecordedChunks(_ context.Context, ch vms.ChannelID, c vms.ChunkRange, limit int) (out []vms.ChunkRange, err error) {
+	if err := s.lock(); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	for _, r := range s.of(ch) {
+		if r.Chunks.Epoch == c.Epoch && r.Chunks.First <= c.Last && c.First <= r.Chunks.Last && len(out) < limit {
+			out = append(out, r.Chunks)
+		}
+	}
+	return out, nil
+}
+
+// HasRecording implements nvr.Store.
+func (s *Store) HasRecording(_ context.Context, key string) (bool, error) {
+	if err := s.lock(); err != nil {
+		return false, err
+	}
+	defer s.mu.Unlock()
+	_, ok := s.recs[key]
+	return ok || slices.Contains(s.garbage, key), nil
+}
+
+// PutGaps implements nvr.Store.
+func (s *Store) PutGaps(_ context.Context, ch vms.ChannelID, gaps []vms.Gap) (news []vms.GapID, err error) {
+	if err := s.lock(); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	c := s.live(ch)
+	if c == nil {
+		return nil, vms.ErrNotFound
+	}
+	for _, g := range gaps {
+		if g.Chunks != nil && g.Chunks.Last > math.MaxInt64 {
+			return nil, vms.ErrInvalid
+		}
+	}
+	for _, g := range gaps {
+		if _, known := c.gaps[g.ID]; !known {
+			news = append(news, g.ID)
+		}
+		c.gaps[g.ID] = g
+	}
+	return news, nil
+}
+
+// Gaps implements nvr.Store.
+func (s *Store) Gaps(_ context.Context, ch vms.ChannelID, from, to time.Time, limit int) (out []vms.Gap, err error) {
+	if err := s.lock(); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	if c := s.live(ch); c != nil {
+		for _, g := range c.gaps {
+			if g.End.After(from) && g.Start.Before(to) {
+				out = append(out, g)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b vms.Gap) int { return cmp.Or(a.Start.Compare(b.Start), cmp.Compare(a.ID, b.ID)) })
+	return out[:min(len(out), limit)], nil
+}
+
+// Expire implements nvr.Store.
+func (s *Store) Expire(_ context.Context, cutoff time.Time, maxBytes int64, _ time.Time, limit int) (n int, err error) {
+	if err := s.lock(); err != nil {
+		return 0, err
+	}
+	defer s.mu.Unlock()
+	var all []vms.Recording
+	excess := -maxBytes
+	for _, r := range s.recs {
+		all = append(all, r)
+		excess += r.Bytes
+	}
+	slices.SortFunc(all, func(a, b vms.Recording) int { return cmp.Or(a.End.Compare(b.End), cmp.Compare(a.Key, b.Key)) })
+	for _, r := range all {
+		if n == limit || !r.End.Before(cutoff) && (maxBytes == 0 || excess <= 0) {
+			break
+		}
+		s.discard(r.Key)
+		excess -= r.Bytes
+		n++
+	}
+	return n, nil
+}
+
+// Forget implements nvr.Store.
+func (s *Store) Forget(_ context.Context, cutoff, unclaimed time.Time) error {
+	if err := s.lock(); err != nil {
+		return err
+	}
+	defer s.mu.Unlock()
+	for _, c := range s.channels {
+		for id, g := range c.gaps {
+			if g.End.Before(cutoff) {
+				delete(c.gaps, id)
+			}
+		}
+		c.idle = slices.DeleteFunc(c.idle, func(r vms.TimeRange) bool { return !r.End.IsZero() && r.End.Before(cutoff) })
+	}
+	for sid, x := range s.sessions {
+		if x.Hub == "" && x.CreatedAt.Before(unclaimed) {
+			delete(s.sessions, sid)
+		}
+	}
+	for _, h := range s.hubs {
+		if h.expires.Before(unclaimed) {
+			h.code = nil
+		}
+	}
+	return nil
+}
+
+// Garbage implements nvr.Store.
+func (s *Store) Garbage(_ context.Context, limit int) ([]string, error) {
+	if err := s.lock(); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	return slices.Clone(s.garbage[:min(len(s.garbage), limit)]), nil
+}
+
+// GarbageGone implements nvr.Store.
+func (s *Store) GarbageGone(_ context.Context, key string) error {
+	if err := s.lock(); err != nil {
+		return err
+	}
+	defer s.mu.Unlock()
+	s.garbage = slices.DeleteFunc(s.garbage, func(k string) bool { return k == key })
+	return nil
+}

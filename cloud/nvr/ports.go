@@ -1,0 +1,207 @@
+package nvr
+
+import (
+	"context"
+	"crypto/ed25519"
+	"iter"
+	"time"
+
+	"github.com/zipato/vms/pkg/vms"
+	"github.com/zipato/vms/pkg/wire"
+)
+
+// Store keeps what the NVR knows. Each method is one transaction: it happens
+// as a whole or not at all, and once it returned nil it survives a power cut.
+// vms.ErrNotFound, vms.ErrConflict and vms.ErrExpired are part of the contract
+// where they are named; any other error means "try again". Times are UTC and
+// keep their microseconds. cloud/store/storetest holds every store to this.
+type Store interface {
+	// CreateHub adds a hub and the hash of its enrolment code.
+	CreateHub(ctx context.Context, h Hub, code CodeHash, expires time.Time) error
+	// EnrolHub spends a code: it gives the hub its key, and its name if it had
+	// none. ErrNotFound: no such code, or spent; ErrExpired: too late.
+	EnrolHub(ctx context.Context, code CodeHash, key ed25519.PublicKey, name string, now time.Time) (Hub, error)
+	// Hub returns a hub, revoked ones too, or ErrNotFound.
+	Hub(ctx context.Context, id vms.HubID) (Hub, error)
+	// Hubs lists the hubs of an account that are not revoked, oldest first.
+	Hubs(ctx context.Context, acct vms.AccountID, after Cursor, limit int) ([]Hub, error)
+	// RevokeHub ends a hub for good: it takes its key and unspent code away,
+	// revokes its sessions (whose ids it returns) and leaves its channels
+	// without a hub. ErrNotFound also when it is revoked already.
+	RevokeHub(ctx context.Context, acct vms.AccountID, id vms.HubID, now time.Time) ([]vms.SID, error)
+
+	// CreateChannel adds a channel. ErrNotFound: it names a hub that the
+	// account does not have.
+	CreateChannel(ctx context.Context, c ChannelRow) error
+	// Channel returns a channel of any account, or ErrNotFound.
+	Channel(ctx context.Context, id vms.ChannelID) (ChannelRow, error)
+	// Channels lists the channels of an account, oldest first.
+	Channels(ctx context.Context, acct vms.AccountID, after Cursor, limit int) ([]ChannelRow, error)
+	// WantedChannels lists what a hub should be running.
+	WantedChannels(ctx context.Context, hub vms.HubID) ([]ChannelRow, error)
+	// UpdateChannel reads, changes and writes a channel. ErrNotFound as in
+	// CreateChannel and Channel; an error of change is returned as it is.
+	UpdateChannel(ctx context.Context, acct vms.AccountID, id vms.ChannelID, change func(*ChannelRow) error) (ChannelRow, error)
+	// DeleteChannel takes a channel off the lists, revokes its sessions (whose
+	// ids it returns), forgets its camera and gaps, and makes garbage of its
+	// recordings. ErrNotFound.
+	DeleteChannel(ctx context.Context, acct vms.AccountID, id vms.ChannelID, now time.Time) ([]vms.SID, error)
+	// SetIdle notes from when to when nobody wanted a channel to record, so
+	// that a stop is not taken for a loss. Saying it twice changes nothing.
+	SetIdle(ctx context.Context, ch vms.ChannelID, idle bool, at time.Time) error
+
+	// CreateSession adds a session. ErrNotFound: the channel is gone.
+	CreateSession(ctx context.Context, s Session) error
+	// Session returns a session in any state, or ErrNotFound.
+	Session(ctx context.Context, sid vms.SID) (Session, error)
+	// BindSession makes a session the hub's. The first hub wins: ErrConflict
+	// when it is another's, or no longer open.
+	BindSession(ctx context.Context, sid vms.SID, hub vms.HubID) (Session, error)
+	// EndSession ends an open session; one that is revoked stays so.
+	EndSession(ctx context.Context, sid vms.SID) error
+	// NextGeneration raises the generation of the session's channel and gives
+	// it to the session. ErrNotFound when the session is gone or revoked.
+	NextGeneration(ctx context.Context, sid vms.SID) (vms.Generation, error)
+
+	// PutRecording registers an object: see Verdict. ErrNotFound: the channel
+	// was never here.
+	PutRecording(ctx context.Context, r vms.Recording, now time.Time) (Verdict, error)
+	// Recordings lists at most limit recordings of a channel that have a part
+	// in [from, to), by start and key, from the one that the cursor names on.
+	// It may rely on no recording being longer than MaxRecording.
+	Recordings(ctx context.Context, ch vms.ChannelID, from, to time.Time, first Cursor, limit int) ([]vms.Recording, error)
+	// Neighbours returns the last recording that ends at or before from and
+	// the first that starts at or after to; each may be nil.
+	Neighbours(ctx context.Context, ch vms.ChannelID, from, to time.Time) (before, after *vms.Recording, err error)
+	// RecordedChunks lists the chunk ranges of the recordings of a channel
+	// that touch r.
+	RecordedChunks(ctx context.Context, ch vms.ChannelID, r vms.ChunkRange, limit int) ([]vms.ChunkRange, error)
+	// HasRecording reports whether a row or a garbage row has this key.
+	HasRecording(ctx context.Context, key string) (bool, error)
+	// PutGaps adds gaps, or replaces those with the same channel and id, and
+	// returns the ids that are new. ErrNotFound: the channel is gone.
+	PutGaps(ctx context.Context, ch vms.ChannelID, gaps []vms.Gap) ([]vms.GapID, error)
+	// Gaps lists at most limit gaps that have a part in [from, to), by start.
+	Gaps(ctx context.Context, ch vms.ChannelID, from, to time.Time, limit int) ([]vms.Gap, error)
+	// Idle lists when a channel was not wanted, as far as it touches [from, to).
+	// One that has not ended yet ends at to.
+	Idle(ctx context.Context, ch vms.ChannelID, from, to time.Time) ([]vms.TimeRange, error)
+
+	// Expire makes garbage of the oldest recordings: those that end before
+	// cutoff (zero: none) and those that are too much for maxBytes (0: none),
+	// at most limit. It returns how many.
+	Expire(ctx context.Context, cutoff time.Time, maxBytes int64, now time.Time, limit int) (int, error)
+	// Forget drops gaps and idle times that ended before cutoff (zero: none),
+	// and sessions made before unclaimed that no hub has claimed. Enrolment
+	// codes that expired before unclaimed go too.
+	Forget(ctx context.Context, cutoff, unclaimed time.Time) error
+	// Garbage lists keys whose objects are to be deleted, oldest first.
+	Garbage(ctx context.Context, limit int) ([]string, error)
+	// GarbageGone drops a garbage row: its object is gone.
+	GarbageGone(ctx context.Context, key string) error
+}
+
+// CodeHash is the SHA-256 of an enrolment code; the code itself is not kept.
+type CodeHash [32]byte
+
+// Cursor is where a list goes on: after the row with this time and id. The
+// zero Cursor is the beginning.
+type Cursor struct {
+	At time.Time
+	ID string
+}
+
+// ChannelRow is a channel as the store keeps it.
+type ChannelRow struct {
+	ID      vms.ChannelID
+	Account vms.AccountID
+	Hub     vms.HubID // may be empty
+	Name    string
+	Mode    Mode
+	// Camera has no password.
+	Camera vms.Camera
+	// Secret is the sealed password, empty when there is none.
+	Secret []byte
+	// Wanted: the cloud wants the stream to run on Hub, under session SID.
+	Wanted    bool
+	SID       vms.SID
+	CreatedAt time.Time
+	// Deleted channels stay as tombstones, so that what comes late is known to
+	// be late; no method but PutRecording sees them.
+}
+
+// SessionState is where a session is in its life.
+type SessionState string
+
+const (
+	// SessionOpen: the stream is wanted.
+	SessionOpen SessionState = "open"
+	// SessionEnded: the stream was stopped. Its hub may still come back to
+	// bring what it holds.
+	SessionEnded SessionState = "ended"
+	// SessionRevoked is final.
+	SessionRevoked SessionState = "revoked"
+)
+
+// Session is a stream authorization session. On the control line of a hub it
+// has no SID and no channel.
+type Session struct {
+	SID     vms.SID
+	Account vms.AccountID
+	Channel vms.ChannelID
+	// Hub is empty until the first hub has proved itself.
+	Hub        vms.HubID
+	State      SessionState
+	Generation vms.Generation
+	CreatedAt  time.Time
+}
+
+// Verdict is what became of an object that was registered. Recordings of a
+// channel never overlap:
+//   - the same key with the same chunks and checksum is the same: no news;
+//   - of two with the same epoch and start the one with more chunks stays, the
+//     other key becomes garbage;
+//   - a garbage row, or a deleted channel, means the object is to go: no news,
+//     and the garbage row makes sure that it goes;
+//   - anything else that overlaps, and a known key with other content, is a
+//     Conflict. Both are kept as far as a key can hold two, and the caller
+//     raises an alarm: a rule that no code should be able to break was broken.
+type Verdict struct {
+	News bool
+	// Conflict is the key of a recording that should not be there as well.
+	Conflict string
+}
+
+// Objects is what the NVR needs of the object store.
+type Objects interface {
+	// Stat returns what the metadata of an object says, with the size and
+	// checksum that the store itself vouches for. vms.ErrNotFound; vms.ErrInvalid
+	// when the object is not a recording of ours.
+	Stat(ctx context.Context, key string) (vms.Recording, error)
+	// List yields keys under prefix in order, after the key given.
+	List(ctx context.Context, prefix, after string) iter.Seq2[string, error]
+	// Delete succeeds when the object is gone, also when it was before.
+	Delete(ctx context.Context, key string) error
+	// PresignGet returns a URL that reads the object until it expires, and when
+	// that is. With a name, browsers save the object under it.
+	PresignGet(ctx context.Context, key string, expiry time.Duration, name string) (string, time.Time, error)
+}
+
+// HubLink is the control line of a hub.
+type HubLink interface {
+	// Command sends wire.Start or wire.Stop and waits for the Reply until ctx
+	// ends. vms.ErrUnavailable: the line went down meanwhile.
+	Command(ctx context.Context, m wire.SessionMessage) (wire.Reply, error)
+	// Revoke tells the hub why and closes the line.
+	Revoke(why string)
+}
+
+// StreamLink is the session of one stream. Its methods do not block: a session
+// that cannot take a message is broken and closes.
+type StreamLink interface {
+	Send(m wire.SessionMessage)
+	// Revoke tells the agent why and closes the session.
+	Revoke(why string)
+	// Replace closes the session because a newer one of the same sid is there.
+	Replace()
+}

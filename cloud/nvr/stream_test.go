@@ -1,0 +1,357 @@
+package nvr_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/zipato/vms/cloud/nvr"
+	"github.com/zipato/vms/cloud/nvr/nvrtest"
+	"github.com/zipato/vms/pkg/vms"
+	"github.com/zipato/vms/pkg/vmstest"
+	"github.com/zipato/vms/pkg/wire"
+)
+
+var worker = vms.WorkerInfo{ID: "w1", Instance: "i1", PushURL: "ws://w1/push/v1", LiveURL: "ws://w1/live/v1/mse"}
+
+// recv waits for something that must come.
+func recv[T any](t *testing.T, ch <-chan T) T {
+	t.Helper()
+	select {
+	case v, ok := <-ch:
+		if !ok {
+			t.Fatal("the channel was closed")
+		}
+		return v
+	case <-time.After(10 * time.Second):
+		t.Fatal("nothing came within 10 s")
+	}
+	panic("unreachable")
+}
+
+// running starts the NVR's background work for as long as the test lasts.
+func running(t *testing.T, w *nvrtest.World) {
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- w.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Errorf("Run = %v", err)
+		}
+	})
+}
+
+// session opens a stream's session with a token, as its hub would.
+func session(t *testing.T, w *nvrtest.World, ch vms.ChannelID, hub vms.HubID) nvr.Session {
+	t.Helper()
+	tok, err := w.StreamToken(t.Context(), acct, ch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := w.Store.BindSession(t.Context(), tok.SID, hub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func assign(t *testing.T, w *nvrtest.World, s nvr.Session, hello *wire.SessionHello, l *link) *wire.Assign {
+	t.Helper()
+	a, err := w.Assign(t.Context(), s, hello, l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func TestAssign(t *testing.T) {
+	w := nvrtest.New(t, func(c *nvr.Config) { c.Retention.Age = 2 * time.Hour })
+	hub, _ := w.Hub(t, acct)
+	c := w.Channel(t, acct, hub)
+	s := session(t, w, c.ID, hub)
+	if err := w.RecordingUploaded(t.Context(), w.Recording(c.ID, 5, 1, 30)); err != nil {
+		t.Fatal(err)
+	}
+	held := []wire.HeldRange{
+		{Chunks: vms.ChunkRange{Epoch: 5, First: 20, Last: 40}, Start: w.Clock.Now(), End: w.Clock.Now().Add(time.Second)},
+		{Chunks: vms.ChunkRange{Epoch: 6, First: 1, Last: 9}, Start: w.Clock.Now(), End: w.Clock.Now().Add(time.Second)},
+	}
+
+	// No worker: nothing to assign, but what is durable is said at once.
+	first := newLink(true)
+	if a := assign(t, w, s, &wire.SessionHello{Holding: held}, first); a != nil {
+		t.Fatalf("Assign without a worker = %+v", a)
+	}
+	want := vms.ChunkRange{Epoch: 5, First: 20, Last: 30}
+	if d, ok := recv(t, first.told).(*wire.Durable); !ok || len(d.Ranges) != 1 || d.Ranges[0] != want {
+		t.Errorf("told %+v, want durable %s", d, want)
+	}
+	w.RegisterWorker(worker)
+	a, ok := recv(t, first.told).(*wire.Assign)
+	if !ok || a.Generation != 1 || a.Worker != "w1" || a.WorkerURL != worker.PushURL || a.RetentionSeconds != 7200 || a.Channel != c.ID {
+		t.Fatalf("told %+v when a worker registered", a)
+	}
+	if _, err := wire.EncodeSession(a); err != nil {
+		t.Errorf("the assignment is not valid: %v", err)
+	}
+	p, err := w.Signer.Verifier().VerifyPush(a.Ticket, "w1", w.Clock.Now())
+	if err != nil || p.Channel != c.ID || p.SID != s.SID || p.Hub != hub || p.Generation != 1 || !p.Expires.Equal(a.TicketExpires.Truncate(time.Second)) {
+		t.Errorf("ticket = %+v, %v", p, err)
+	}
+
+	// A newer connection fences the older one and keeps its worker.
+	w.RegisterWorker(vms.WorkerInfo{ID: "w0", Instance: "i0", PushURL: "ws://w0/push/v1"})
+	second := newLink(true)
+	a = assign(t, w, s, &wire.SessionHello{Worker: "i1", Holding: held}, second)
+	if a == nil || a.Worker != "w1" || a.Generation != 2 || len(a.Durable) != 1 || a.Durable[0] != want {
+		t.Errorf("assignment of the second connection = %+v", a)
+	}
+	if _, replaced := first.ended(); !replaced {
+		t.Error("the older connection was not replaced")
+	}
+	w.Detach(s, first) // late: it must not take the newer one down
+	a, err = w.WantWorker(t.Context(), s, &wire.WantWorker{Instance: "i1", Why: "stuck"}, second)
+	if err != nil || a.Worker != "w0" || a.Generation != 3 || a.Why != "requested" {
+		t.Errorf("WantWorker = %+v, %v, want the other worker", a, err)
+	}
+	a, err = w.WantWorker(t.Context(), s, &wire.WantWorker{Instance: "i0"}, second)
+	if err != nil || a.Worker != "w1" {
+		t.Errorf("WantWorker = %+v, %v, want the other worker", a, err)
+	}
+
+	// What is registered from now on is told to the connection that is there.
+	if err := w.RecordingUploaded(t.Context(), w.Recording(c.ID, 5, 31, 60)); err != nil {
+		t.Fatal(err)
+	}
+	if d, ok := recv(t, second.told).(*wire.Durable); !ok || d.Ranges[0].Last != 60 {
+		t.Errorf("told %+v, want what became durable", d)
+	}
+}
+
+func TestDeleteChannelEndsItsStream(t *testing.T) {
+	w := nvrtest.New(t, nil)
+	w.RegisterWorker(worker)
+	hub, _ := w.Hub(t, acct)
+	c := w.Channel(t, acct, hub)
+	s := session(t, w, c.ID, hub)
+	control, stream := newLink(true), newLink(true)
+	w.HubConnected(nvr.Session{Account: acct, Hub: hub}, control)
+	assign(t, w, s, &wire.SessionHello{}, stream)
+	r := w.Recording(c.ID, 5, 1, 30)
+	w.Objects.Put(r)
+	if err := w.RecordingUploaded(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.DeleteChannel(t.Context(), acct, c.ID); err != nil {
+		t.Fatal(err)
+	}
+	if why, _ := stream.ended(); why == "" {
+		t.Error("the stream's session was not revoked")
+	}
+	if _, ok := recv(t, control.told).(*wire.Stop); !ok {
+		t.Error("the hub was not told to stop")
+	}
+	var ref *nvr.Refusal
+	if _, err := w.Assign(t.Context(), s, &wire.SessionHello{}, newLink(true)); !errors.As(err, &ref) || ref.Problem != wire.ProblemRevoked {
+		t.Errorf("Assign after the deletion = %v, want revoked", err)
+	}
+	late := w.Recording(c.ID, 5, 31, 60) // the worker finishes what it had
+	w.Objects.Put(late)
+	if err := w.RecordingUploaded(t.Context(), late); err != nil {
+		t.Errorf("a late recording = %v, want nil: the worker must not retry", err)
+	}
+	if err := w.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if keys := w.Objects.Keys(); len(keys) != 0 {
+		t.Errorf("left in the bucket: %v", keys)
+	}
+}
+
+func TestStartAndStop(t *testing.T) {
+	w := nvrtest.New(t, nil)
+	hub, _ := w.Hub(t, acct)
+	ctx := t.Context()
+	without := w.Channel(t, acct, "")
+	if err := w.StartChannel(ctx, acct, without.ID, 0); !errors.Is(err, vms.ErrConflict) {
+		t.Errorf("start without a hub = %v, want ErrConflict", err)
+	}
+	c := w.Channel(t, acct, hub)
+	if err := w.StartChannel(ctx, acct, c.ID, 0); !errors.Is(err, vms.ErrConflict) {
+		t.Errorf("start with the hub offline = %v, want ErrConflict", err)
+	}
+	s := nvr.Session{Account: acct, Hub: hub}
+	refusing := newLink(false)
+	w.HubConnected(s, refusing)
+	if err := w.StartChannel(ctx, acct, c.ID, 0); !errors.Is(err, vms.ErrConflict) {
+		t.Errorf("start that the hub refuses = %v, want ErrConflict", err)
+	}
+	silent := newLink(true)
+	silent.silent = true
+	w.HubConnected(s, silent)
+	if err := w.StartChannel(ctx, acct, c.ID, time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("start without an answer = %v, want DeadlineExceeded", err)
+	}
+	if got, _ := w.NVR.Channel(ctx, acct, c.ID); got.Wanted || got.State != nvr.StateIdle {
+		t.Errorf("after failed starts channel = %+v, want idle", got)
+	}
+
+	good := newLink(true)
+	w.HubConnected(s, good)
+	for range 2 { // the second time is the same
+		if err := w.StartChannel(ctx, acct, c.ID, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	msgs := good.sent()
+	a, b := msgs[0].(*wire.Start), msgs[1].(*wire.Start)
+	if a.SID != b.SID || a.ID == b.ID || a.NVRURL != w.NVRURL || a.Camera.URL != "rtsp://admin:hunter2@10.0.0.7/stream" {
+		t.Errorf("told %+v and %+v", a, b)
+	}
+	if _, err := wire.EncodeSession(a); err != nil {
+		t.Errorf("start is not valid: %v", err)
+	}
+	if got, _ := w.NVR.Channel(ctx, acct, c.ID); !got.Wanted || got.State != wire.StateStarting {
+		t.Errorf("after a start channel = %+v, want starting", got)
+	}
+	if x, err := w.Store.Session(ctx, a.SID); err != nil || x.Hub != hub || x.State != nvr.SessionOpen {
+		t.Errorf("declared session = %+v, %v", x, err)
+	}
+	if err := w.StopChannel(ctx, acct, c.ID, 0); err != nil {
+		t.Fatal(err)
+	}
+	if x, _ := w.Store.Session(ctx, a.SID); x.State != nvr.SessionEnded {
+		t.Errorf("after a stop the session is %s", x.State)
+	}
+	if err := w.StartChannel(ctx, acct, c.ID, 0); err != nil {
+		t.Fatal(err)
+	}
+	if d := good.sent()[3].(*wire.Start); d.SID == a.SID {
+		t.Error("a new start reuses the session that ended")
+	}
+}
+
+func TestHubThatComesBackIsAskedAgain(t *testing.T) {
+	vmstest.NoLeaks(t)
+	w := nvrtest.New(t, nil)
+	running(t, w)
+	hub, _ := w.Hub(t, acct)
+	started := w.Channel(t, acct, hub)
+	stopped := w.Channel(t, acct, hub)
+	s := nvr.Session{Account: acct, Hub: hub}
+	first := newLink(true)
+	w.HubConnected(s, first)
+	for _, id := range []vms.ChannelID{started.ID, stopped.ID} {
+		if err := w.StartChannel(t.Context(), acct, id, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.StopChannel(t.Context(), acct, stopped.ID, 0); err != nil {
+		t.Fatal(err)
+	}
+	w.HubGone(s, first)
+	if h, _ := w.NVR.Hub(t.Context(), acct, hub); h.Online {
+		t.Error("the hub is online without a line")
+	}
+	spec := nvr.ChannelSpec{Name: "Always", Hub: hub, Mode: nvr.ModeContinuous, Camera: vms.Camera{Host: "10.0.0.8"}}
+	always, err := w.CreateChannel(t.Context(), acct, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if always.State != wire.StateStarting || always.Problem == "" {
+		t.Errorf("a wanted channel of a hub that is offline = %+v", always)
+	}
+	second := newLink(true)
+	w.HubConnected(s, second)
+	got := map[vms.ChannelID]bool{}
+	for range 2 {
+		got[recv(t, second.told).(*wire.Start).Channel] = true
+	}
+	if !got[started.ID] || !got[always.ID] {
+		t.Errorf("asked for %v, want the started and the continuous one", got)
+	}
+}
+
+func TestStreamStateAndLive(t *testing.T) {
+	w := nvrtest.New(t, nil)
+	w.RegisterWorker(worker)
+	hub, _ := w.Hub(t, acct)
+	c := w.Channel(t, acct, hub)
+	s := session(t, w, c.ID, hub)
+	l := newLink(true)
+	a := assign(t, w, s, &wire.SessionHello{}, l)
+	ctx := t.Context()
+	subCtx, unsubscribe := context.WithCancel(ctx)
+	events := w.Subscribe(subCtx, acct)
+	others := w.Subscribe(subCtx, "other")
+
+	if _, err := w.Live(ctx, acct, c.ID); !errors.Is(err, vms.ErrUnavailable) {
+		t.Errorf("Live before the stream = %v, want ErrUnavailable", err)
+	}
+	if err := w.State(ctx, s, &wire.StreamState{State: wire.StateNoCamera, Problem: "No answer."}); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := w.NVR.Channel(ctx, acct, c.ID); got.State != wire.StateNoCamera || got.Problem != "No answer." || got.Streaming {
+		t.Errorf("channel = %+v, want no_camera", got)
+	}
+	e := vms.StreamEvent{Channel: c.ID, SID: s.SID, Hub: hub, Generation: a.Generation, Worker: "w1", Instance: "i1", Lane: vms.LaneLive, At: w.Clock.Now()}
+	for range 2 { // told twice, one event
+		if err := w.StreamStarted(ctx, e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.State(ctx, s, &wire.StreamState{State: wire.StateStreaming}); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := w.NVR.Channel(ctx, acct, c.ID); got.State != wire.StateStreaming || !got.Streaming || got.Worker != "w1" || !got.StreamingSince.Equal(e.At) {
+		t.Errorf("channel = %+v, want streaming", got)
+	}
+	live, err := w.Live(ctx, acct, c.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	prefix := worker.LiveURL + "?ticket="
+	if v, err := w.Signer.Verifier().VerifyView(live.MSE[len(prefix):], "w1", w.Clock.Now()); err != nil || v.Channel != c.ID {
+		t.Errorf("Live = %s: %+v, %v", live.MSE, v, err)
+	}
+	old := e
+	old.Generation--
+	for _, end := range []vms.StreamEvent{old, e, e} { // the first is late, the last one double
+		if err := w.StreamEnded(ctx, end); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := recv(t, events); got.Type != nvr.EventStreamingStarted || got.Channel != c.ID {
+		t.Errorf("event %+v, want streaming_started", got)
+	}
+	if got := recv(t, events); got.Type != nvr.EventStreamingEnded {
+		t.Errorf("event %+v, want streaming_ended", got)
+	}
+	unsubscribe()
+	if e, ok := <-events; ok {
+		t.Errorf("one more event: %+v", e)
+	}
+	if e, ok := <-others; ok {
+		t.Errorf("another account got %+v", e)
+	}
+}
+
+func TestSlowSubscriberIsDropped(t *testing.T) {
+	w := nvrtest.New(t, nil)
+	events := w.Subscribe(t.Context(), acct)
+	s := nvr.Session{Account: acct, Hub: "hub_x"}
+	for range 300 {
+		l := newLink(true)
+		w.HubConnected(s, l)
+		w.HubGone(s, l)
+	}
+	n := 0
+	for range events { // ends, since it is closed
+		n++
+	}
+	if n == 0 || n >= 600 {
+		t.Errorf("a slow subscriber got %d of 600 events before it was dropped", n)
+	}
+}

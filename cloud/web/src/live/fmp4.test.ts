@@ -1,0 +1,62 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { keyframe, videoTrack, type VideoTrack } from "./fmp4.ts";
+
+const u32 = (...ns: number[]): Uint8Array => {
+  const d = new DataView(new ArrayBuffer(4 * ns.length));
+  ns.forEach((n, i) => d.setUint32(4 * i, n >>> 0));
+  return new Uint8Array(d.buffer);
+};
+const ascii = (s: string): Uint8Array => new TextEncoder().encode(s);
+function box(type: string, ...parts: Uint8Array[]): Uint8Array {
+  const size = parts.reduce((n, p) => n + p.length, 8);
+  return new Uint8Array([...u32(size), ...ascii(type), ...parts.flatMap((p) => [...p])]);
+}
+const buffer = (...parts: Uint8Array[]): ArrayBuffer => new Uint8Array(parts.flatMap((p) => [...p])).buffer;
+
+const trak = (id: number, kind: string, scale: number): Uint8Array =>
+  box("trak", box("tkhd", u32(0, 0, 0, id)),
+    box("mdia", box("mdhd", u32(0, 0, 0, scale, 0)), box("hdlr", u32(0, 0), ascii(kind), u32(0))));
+
+const track: VideoTrack = { id: 2, timescale: 90000, defaultFlags: 0 };
+const key = 0x0200_0000;
+const delta = 0x0101_0000;
+
+/** A fragment with one video sample, decoded at 180000, presented `offset` later. */
+function fragment(trackID: number, trun: Uint8Array, tfhd = box("tfhd", u32(0x20000, trackID))): ArrayBuffer {
+  return buffer(
+    box("moof", box("mfhd", u32(0, 1)), box("traf", tfhd, box("tfdt", u32(0x0100_0000, 0, 180000)), trun)),
+    box("mdat", u32(1)),
+  );
+}
+
+test("the video track is found behind a sound track", () => {
+  const init = buffer(box("ftyp", ascii("iso5")), box("moov", trak(1, "soun", 48000), trak(2, "vide", 90000),
+    box("mvex", box("trex", u32(0, 1, 1, 0, 0, 7)), box("trex", u32(0, 2, 1, 0, 0, delta)))));
+  assert.deepEqual(videoTrack(init), { id: 2, timescale: 90000, defaultFlags: delta });
+});
+
+test("a keyframe is placed by its presentation time, also with a negative offset", () => {
+  const trun = (flags: number, offset: number): Uint8Array =>
+    box("trun", u32(0x0100_0f01, 1, 100, 3000, 4, flags, offset));
+  assert.equal(keyframe(fragment(2, trun(key, 9000)), track), 2.1);
+  assert.equal(keyframe(fragment(2, trun(key, -9000)), track), 1.9);
+  assert.equal(keyframe(fragment(2, trun(delta, 0)), track), undefined, "no keyframe");
+  assert.equal(keyframe(fragment(1, trun(key, 0)), track), undefined, "another track");
+});
+
+test("flags come from the sample, the run, the fragment or the track, in this order", () => {
+  const bare = box("trun", u32(0x1, 1, 100));
+  assert.equal(keyframe(fragment(2, bare), track), 2);
+  assert.equal(keyframe(fragment(2, bare), { ...track, defaultFlags: delta }), undefined);
+  const tfhd = box("tfhd", u32(0x20028, 2, 3000, delta));
+  assert.equal(keyframe(fragment(2, bare, tfhd), track), undefined);
+  assert.equal(keyframe(fragment(2, box("trun", u32(0x5, 1, 100, key)), tfhd), track), 2);
+});
+
+test("broken bytes give no answer", () => {
+  const whole = fragment(2, box("trun", u32(0x0100_0f01, 1, 100, 3000, 4, key, 0)));
+  for (let n = 0; n < whole.byteLength - 12; n++) assert.equal(keyframe(whole.slice(0, n), track), undefined);
+  assert.equal(videoTrack(buffer(u32(0, 0, 0))), undefined);
+  assert.equal(videoTrack(new ArrayBuffer(3)), undefined);
+});
