@@ -1,0 +1,137 @@
+# `make` alone lists what there is to do. What CI runs (.ci/run) is `make test`.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Two targets may want the same npm packages; Go is parallel by itself.
+.NOTPARALLEL:
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+GO_BUILD = CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(VERSION)'
+
+# The packages with plain tests; cloud/e2e has a target of its own. Packages of
+# the web app's tree that happen to hold Go files are not ours.
+PACKAGES = $$(go list ./... | grep -v -e /node_modules/ -e /cloud/e2e)
+TESTFLAGS ?=
+# How long the end-to-end tests may take in all, and each fuzzer.
+E2E_TIMEOUT ?= 8m
+FUZZTIME ?= 5s
+# Which benchmarks: a regular expression.
+BENCH ?= .
+
+LINTER := bin/tools/golangci-lint
+
+# The web app is built where Node is; elsewhere a stub page says how.
+NODE := $(shell node -e 'const [a, b] = process.versions.node.split("."); if (+a > 20 || +a === 20 && +b >= 19) console.log("yes")' 2>/dev/null)
+WEB_APP := cloud/web/dist/app/index.html
+WEB_SOURCES := $(shell find cloud/web/src cloud/web/public -type f 2>/dev/null) $(wildcard \
+	cloud/web/index.html cloud/web/package-lock.json cloud/web/vite.config.ts cloud/web/tsconfig.json)
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: run
+run: setup-run build ## build all, start the cloud, an agent and a demo camera (CAMERA=rtsp://... for a real one)
+	@exec bin/vms-run
+
+.PHONY: build
+build: web ## build the web app and the programs into bin/
+	$(GO_BUILD) -o bin/vms-cloud ./cloud/cmd/vms-cloud
+	$(GO_BUILD) -o bin/vms-agent ./agent/cmd/vms-agent
+	$(GO_BUILD) -o bin/vms-demo-camera ./scripts/demo-camera
+	$(GO_BUILD) -o bin/vms-run ./scripts/run
+
+.PHONY: web
+ifeq ($(NODE),yes)
+web: $(WEB_APP)
+else
+web:
+	@echo "note: Node 20.19 or newer is not installed, so the page at / will be a stub; all else works"
+endif
+
+$(WEB_APP): $(WEB_SOURCES)
+	scripts/setup web
+	cd cloud/web && npm run --silent build
+	@touch $@
+
+.PHONY: setup setup-run
+setup: ## install what tests need: ffmpeg, a browser, emulators, modules
+	scripts/setup test
+
+setup-run:
+	@scripts/setup run
+
+.PHONY: test
+test: setup ## everything that CI runs: check, 32-bit tests, end-to-end tests
+	@$(MAKE) check
+	@$(MAKE) test-32
+	@$(MAKE) e2e
+	@echo "make test: all passed"
+
+.PHONY: check
+check: fmt vet lint unit web-check ## format, vet, lint, unit tests with the race detector: under 3 minutes
+
+.PHONY: fmt vet
+fmt:
+	@unformatted="$$(go list -f '{{.Dir}}' ./... | grep -v /node_modules/ | xargs -d '\n' gofmt -l)"; \
+	if [ -n "$$unformatted" ]; then echo "not formatted (gofmt -w):"; echo "$$unformatted"; exit 1; fi
+
+vet:
+	go vet $(PACKAGES) ./cloud/e2e/...
+
+.PHONY: lint
+lint: $(LINTER) ## run the linter (pinned in scripts/tools/go.mod)
+	$(LINTER) run
+
+$(LINTER): scripts/tools/go.mod scripts/tools/go.sum
+	cd scripts/tools && go build -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+.PHONY: unit
+unit:
+	go test -race -short $(TESTFLAGS) $(PACKAGES)
+
+.PHONY: web-check
+ifeq ($(NODE),yes)
+web-check:
+	@scripts/setup web
+	cd cloud/web && npm run --silent check && npm test --silent
+else
+web-check:
+	@echo "note: Node 20.19 or newer is not installed; the web app is not checked"
+endif
+
+.PHONY: test-32
+test-32: ## tests of pkg and agent as 32-bit programs, as most hubs are
+ifeq ($(shell uname -m),x86_64)
+	GOARCH=386 CGO_ENABLED=0 go test -short $(TESTFLAGS) ./pkg/... ./agent/...
+else
+	@echo "note: the 32-bit tests need an x86-64 machine; skipped"
+endif
+
+.PHONY: e2e
+e2e: setup build ## agent and cloud together, with a real camera server, ffmpeg and a browser
+	go test -count=1 -timeout $(E2E_TIMEOUT) $(TESTFLAGS) ./cloud/e2e/...
+
+.PHONY: fuzz
+fuzz: ## run every fuzzer for FUZZTIME (5s)
+	@go list ./... | grep -v /node_modules/ | while read -r pkg; do \
+		for f in $$(go test -list '^Fuzz' "$$pkg" | grep '^Fuzz' || true); do \
+			echo "$$pkg $$f"; \
+			go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) "$$pkg"; \
+		done; \
+	done
+
+.PHONY: bench
+bench: ## benchmarks with allocations (BENCH=regexp)
+	go test -run '^$$' -bench '$(BENCH)' -benchmem $(PACKAGES)
+
+.PHONY: cross
+cross: ## a static vms-agent for every hub, started under emulation and measured
+	go run ./cross -o build/cross -version '$(VERSION)'
+
+.PHONY: clean
+clean: ## remove what was built; recordings in data/ stay
+	rm -rf bin build cloud/web/dist/app

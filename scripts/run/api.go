@@ -1,0 +1,151 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/zipato/vms/pkg/problem"
+)
+
+// client calls the public REST API.
+type client struct {
+	base, token string
+}
+
+func (c *client) call(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		data, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(data)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, c.base+"/api/v1"+path, body)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Authorization", "Bearer "+c.token)
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if err := problem.ReadResponse(resp); err != nil {
+		return fmt.Errorf("%s %s: %w", method, path, err)
+	}
+	if out == nil {
+		return nil
+	}
+	return json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(out)
+}
+
+// enrol gives the agent's directory an identity, unless it has one.
+func enrol(ctx context.Context, api *client, agent, dir, url string) (hub string, err error) {
+	file := filepath.Join(dir, "identity.json")
+	if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
+		var made struct {
+			Code string `json:"enrolment_code"`
+		}
+		if err := api.call(ctx, http.MethodPost, "/hubs", map[string]string{"name": "This machine"}, &made); err != nil {
+			return "", err
+		}
+		cmd := exec.CommandContext(ctx, agent, "-data", dir, "enroll", url, made.Code)
+		if text, err := cmd.CombinedOutput(); err != nil {
+			return "", fmt.Errorf("enrol the agent: %w: %s", err, bytes.TrimSpace(text))
+		}
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return "", err
+	}
+	var id struct {
+		Hub string `json:"hub"`
+	}
+	if err := json.Unmarshal(data, &id); err != nil {
+		return "", fmt.Errorf("%s: %w", file, err)
+	}
+	return id.Hub, nil
+}
+
+type channel struct {
+	ID        string `json:"id"`
+	Name      string `json:"name"`
+	HubID     string `json:"hub_id"`
+	State     string `json:"state"`
+	Problem   string `json:"problem"`
+	Streaming bool   `json:"streaming"`
+}
+
+// channel returns the channel of this name, made or brought up to date.
+func (c *client) channel(ctx context.Context, name, hub, camera string) (id string, err error) {
+	var list struct {
+		Channels []channel `json:"channels"`
+	}
+	if err := c.call(ctx, http.MethodGet, "/channels?limit=1000", nil, &list); err != nil {
+		return "", err
+	}
+	spec := map[string]any{"name": name, "hub_id": hub, "mode": "continuous", "camera": map[string]string{"url": camera}}
+	for _, ch := range list.Channels {
+		if ch.Name != name {
+			continue
+		}
+		if err := c.call(ctx, http.MethodPatch, "/channels/"+ch.ID, spec, nil); err != nil {
+			return "", err
+		}
+		return ch.ID, nil
+	}
+	var made channel
+	if err := c.call(ctx, http.MethodPost, "/channels", spec, &made); err != nil {
+		return "", err
+	}
+	return made.ID, nil
+}
+
+// waitStreaming waits until a worker receives the channel, and says meanwhile
+// what keeps it.
+func (c *client) waitStreaming(ctx context.Context, id string) error {
+	said := ""
+	for {
+		var ch channel
+		err := c.call(ctx, http.MethodGet, "/channels/"+id, nil, &ch)
+		if err == nil && ch.Streaming && ch.State == "streaming" {
+			return nil
+		}
+		if err != nil {
+			ch.Problem = err.Error()
+		}
+		if p := strings.TrimSpace(ch.Problem); p != "" && p != said && ctx.Err() == nil {
+			said = p
+			fmt.Fprintln(os.Stderr, "run: waiting for the camera:", p)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+func (c *client) loginCode(ctx context.Context) (string, error) {
+	var made struct {
+		Code string `json:"code"`
+	}
+	err := c.call(ctx, http.MethodPost, "/login-codes", nil, &made)
+	return made.Code, err
+}
