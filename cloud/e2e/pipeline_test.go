@@ -134,7 +134,7 @@ func record(t *testing.T, in muxed) []string {
 
 // hashes returns ffmpeg's MD5 of each packet of one stream of a file, without
 // parameter sets and delimiters, which MP4 keeps elsewhere.
-func hashes(t *testing.T, path, stream, codec string) []string {
+func hashes(t testing.TB, path, stream, codec string) []string {
 	t.Helper()
 	args := []string{"-v", "error", "-i", path, "-map", "0:" + stream, "-c", "copy"}
 	switch {

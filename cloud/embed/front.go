@@ -2,6 +2,7 @@ package embed
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
@@ -60,7 +61,7 @@ func newFront(origins []string, transport http.RoundTripper, log *slog.Logger) *
 			}
 			w.Header().Set("Content-Type", "application/xml")
 			w.WriteHeader(http.StatusServiceUnavailable)
-			io.WriteString(w, "<Error><Code>ServiceUnavailable</Code><Message>Please try again.</Message></Error>")
+			fmt.Fprint(w, "<Error><Code>ServiceUnavailable</Code><Message>Please try again.</Message></Error>")
 		},
 	}}
 }

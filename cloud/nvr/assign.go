@@ -14,6 +14,7 @@ import (
 // Sessions that wait for a worker are assigned to it.
 func (n *NVR) RegisterWorker(w vms.WorkerInfo) {
 	n.mu.Lock()
+	known := n.workers[w.ID] == w
 	n.workers[w.ID] = w
 	var waiting []*liveSession
 	for _, ls := range n.sessions {
@@ -22,7 +23,9 @@ func (n *NVR) RegisterWorker(w vms.WorkerInfo) {
 		}
 	}
 	n.mu.Unlock()
-	n.Log.Info("worker registered", "worker", w.ID, "instance", w.Instance)
+	if !known {
+		n.Log.Info("worker registered", "worker", w.ID, "instance", w.Instance)
+	}
 	for _, ls := range waiting {
 		n.assignWaiting(ls)
 	}
@@ -87,6 +90,9 @@ func (n *NVR) Assign(ctx context.Context, s Session, hello *wire.SessionHello, l
 
 // WantWorker answers an agent whose worker is no good.
 func (n *NVR) WantWorker(ctx context.Context, s Session, m *wire.WantWorker, link StreamLink) (*wire.Assign, error) {
+	if !n.current(s, link) { // it must not fence the one that replaced it
+		return nil, fmt.Errorf("session %s: %w: a newer connection is there", s.SID, vms.ErrConflict)
+	}
 	var err error
 	if s.Generation, err = n.raise(ctx, s.SID); err != nil {
 		return nil, err
@@ -98,6 +104,14 @@ func (n *NVR) WantWorker(ctx context.Context, s Session, m *wire.WantWorker, lin
 	n.mu.Unlock()
 	n.Log.Info("agent asks for another worker", "channel", s.Channel, "hub", s.Hub, "instance", m.Instance, "why", m.Why)
 	return n.assign(s, link, "", m.Instance, "requested")
+}
+
+// current reports whether link is the connection of session s.
+func (n *NVR) current(s Session, link StreamLink) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	ls := n.sessions[s.SID]
+	return ls != nil && ls.link == link
 }
 
 func (n *NVR) raise(ctx context.Context, sid vms.SID) (vms.Generation, error) {

@@ -111,6 +111,9 @@ func TestAssign(t *testing.T) {
 	if _, replaced := first.ended(); !replaced {
 		t.Error("the older connection was not replaced")
 	}
+	if _, err := w.WantWorker(t.Context(), s, &wire.WantWorker{}, first); !errors.Is(err, vms.ErrConflict) {
+		t.Errorf("WantWorker of the older connection = %v, want ErrConflict", err)
+	}
 	w.Detach(s, first) // late: it must not take the newer one down
 	a, err = w.WantWorker(t.Context(), s, &wire.WantWorker{Instance: "i1", Why: "stuck"}, second)
 	if err != nil || a.Worker != "w0" || a.Generation != 3 || a.Why != "requested" {
@@ -266,11 +269,11 @@ func TestHubThatComesBackIsAskedAgain(t *testing.T) {
 	second := newLink(true)
 	w.HubConnected(s, second)
 	got := map[vms.ChannelID]bool{}
-	for range 2 {
+	for !got[started.ID] || !got[always.ID] { // each perhaps twice: start is idempotent
 		got[recv(t, second.told).(*wire.Start).Channel] = true
 	}
-	if !got[started.ID] || !got[always.ID] {
-		t.Errorf("asked for %v, want the started and the continuous one", got)
+	if len(got) != 2 {
+		t.Errorf("asked for %v, want the started and the continuous one only", got)
 	}
 }
 

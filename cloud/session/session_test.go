@@ -79,6 +79,7 @@ type request struct {
 	sid, token  string
 	nonce       string
 	host        string // what is signed
+	header      string // what the Host header says
 	auth        *string
 	protocol    string
 	plainHeader http.Header
@@ -115,7 +116,7 @@ func (h *hub) dial(t *testing.T, r request) (*websocket.Conn, *http.Response, er
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	return websocket.Dial(ctx, u, &websocket.DialOptions{HTTPHeader: hd, Subprotocols: []string{r.protocol}})
+	return websocket.Dial(ctx, u, &websocket.DialOptions{HTTPHeader: hd, Subprotocols: []string{r.protocol}, Host: r.header})
 }
 
 // open dials, says hello, and closes with the test.
@@ -254,6 +255,7 @@ func TestHandshakeRefusals(t *testing.T) {
 		{name: "nonce of another NVR", hub: mine, r: request{nonce: otherCloud.Nonce()}, status: 401, problem: wire.ProblemNonce},
 		{name: "nonce used before", hub: mine, r: request{nonce: replayed}, status: 401, problem: wire.ProblemNonce},
 		{name: "proof for another host", hub: mine, r: request{host: "evil.example"}, status: 401, problem: wire.ProblemProof},
+		{name: "proof passed on by another NVR", hub: mine, r: request{host: "evil.example", header: "evil.example"}, status: 401, problem: wire.ProblemProof},
 		{name: "another hub's key", hub: impostor, status: 401, problem: wire.ProblemProof},
 		{name: "unknown hub", hub: unknown, status: 403, problem: wire.ProblemHubUnknown},
 		{name: "revoked hub", hub: gone, status: 410, problem: wire.ProblemRevoked},

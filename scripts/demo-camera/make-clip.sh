@@ -5,6 +5,7 @@
 # 24 s are 600 pictures at 25 a second, 12 GOPs of 2 s, and exactly 1125 AAC
 # access units at 48 kHz: the loop has no seam in picture or sound. The clock
 # that is burnt in is the clip's, so it starts over with each loop.
+# Like most cameras it has no B-frames.
 set -eu
 cd "$(dirname "$0")"
 sans=/usr/share/fonts/truetype/dejavu/DejaVuSans-Bold.ttf
@@ -19,7 +20,7 @@ drawbox=x=0:y=ih-96:w=iw:h=96:color=black@0.75:t=fill,\
 drawtext=fontfile=$mono:timecode='00\:00\:00\:00':rate=25:x=(w-tw)/2:y=h-78:fontsize=60:fontcolor=yellow" \
 	-c:v libx264 -profile:v high -preset veryslow -pix_fmt yuv420p -threads 2 \
 	-b:v 370k -maxrate 460k -bufsize 1000k \
-	-x264-params "keyint=50:min-keyint=50:scenecut=0:open-gop=0:bframes=2" -flags:v +bitexact \
+	-x264-params "keyint=50:min-keyint=50:scenecut=0:open-gop=0:bframes=0" -flags:v +bitexact \
 	-c:a aac -ac 1 -b:a 48k -flags:a +bitexact \
 	-fflags +bitexact -muxdelay 0 -muxpreload 0 -f mpegts demo.ts
 ls -l demo.ts

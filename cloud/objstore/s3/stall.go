@@ -65,9 +65,9 @@ func (b *putBody) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p[:min(int64(len(p)), b.left)])
 	b.left -= int64(n)
 	switch {
-	case err == io.EOF && b.left > 0:
+	case errors.Is(err, io.EOF) && b.left > 0:
 		return n, b.fail(fmt.Errorf("body of %d bytes, want %d: %w", b.size-b.left, b.size, objstore.ErrChecksum))
-	case err != nil && err != io.EOF:
+	case err != nil && !errors.Is(err, io.EOF):
 		return n, b.fail(fmt.Errorf("read body: %w", err))
 	}
 	return n, nil
@@ -116,7 +116,7 @@ func (b *getBody) Read(p []byte) (int, error) {
 	b.dog.pet()
 	n, err := b.body.Read(p)
 	b.dog.rest()
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = fmt.Errorf("read object %s: %w", b.key, classify(b.ctx, b.wctx, err))
 	}
 	return n, err
