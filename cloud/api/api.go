@@ -135,5 +135,5 @@ func newServer(c Config, tune func(*server)) *server {
 
 // handler is what stands around every operation, the outermost first.
 func (s *server) handler() http.Handler {
-	return s.recover(headers(s.route(s.mux)))
+	return s.recover(headers(s.Auth.Guard(s.route(s.mux))))
 }

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"log/slog"
@@ -75,7 +76,9 @@ func (r *rig) do(method, path, body string, header ...string) answer {
 	if body != "" {
 		reader = strings.NewReader(body)
 	}
-	req, err := http.NewRequestWithContext(r.t.Context(), method, r.srv.URL+path, reader)
+	ctx, cancel := context.WithTimeout(r.t.Context(), 20*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, r.srv.URL+path, reader)
 	if err != nil {
 		r.t.Fatal(err)
 	}

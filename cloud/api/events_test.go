@@ -107,10 +107,13 @@ func TestEventStreamBeatsAndEndsWithTheSession(t *testing.T) {
 	if a := r.do("DELETE", "/api/v1/login", "", "Cookie", cookie); a.StatusCode != 204 {
 		t.Fatal(a.StatusCode)
 	}
-	for {
+	for deadline := time.Now().Add(10 * time.Second); ; {
 		l, ok := next(t, lines)
 		if !ok {
 			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the stream outlives the session")
 		}
 		if l != "" && !strings.HasPrefix(l, ":") {
 			t.Fatalf("line %q", l)
