@@ -98,7 +98,7 @@ type Cloud struct {
 
 // New opens the data directory and every part. What it opened it closes again
 // when it returns an error.
-func New(ctx context.Context, cfg Config) (c *Cloud, err error) {
+func New(ctx context.Context, cfg Config) (*Cloud, error) {
 	cfg.Listen = cmp.Or(cfg.Listen, "127.0.0.1:8080")
 	cfg.S3Listen = cmp.Or(cfg.S3Listen, "127.0.0.1:9000")
 	cfg.Version = cmp.Or(cfg.Version, "dev")
@@ -110,31 +110,46 @@ func New(ctx context.Context, cfg Config) (c *Cloud, err error) {
 	if err := cfg.checkExposure(); err != nil {
 		return nil, err
 	}
-	c = &Cloud{cfg: cfg, log: cfg.Log, closeS3: func() {}, metrics: obs.NewRegistry(), list: make(chan struct{}, 1)}
-	defer func() {
+	if cfg.WorkerDir != "" {
+		dir, err := filepath.Abs(cfg.WorkerDir) // the embedded store will change the working directory
 		if err != nil {
-			err = errors.Join(err, c.close())
+			return nil, err
 		}
-	}()
-	if c.data, err = embed.OpenData(cfg.Data); err != nil {
-		return nil, err
+		cfg.WorkerDir = dir
 	}
-	if c.listener, err = net.Listen("tcp", cfg.Listen); err != nil {
-		return nil, fmt.Errorf("%w (another program has the address; set VMS_LISTEN to another one)", err)
+	c := &Cloud{cfg: cfg, log: cfg.Log, closeS3: func() {}, metrics: obs.NewRegistry(), list: make(chan struct{}, 1)}
+	if err := c.open(ctx); err != nil {
+		return nil, errors.Join(err, c.close())
+	}
+	return c, nil
+}
+
+// open opens the parts, each with what the ones before it offer.
+func (c *Cloud) open(ctx context.Context) (err error) {
+	if c.data, err = embed.OpenData(c.cfg.Data); err != nil {
+		return err
+	}
+	if c.listener, err = net.Listen("tcp", c.cfg.Listen); err != nil {
+		return fmt.Errorf("%w (another program has the address; set VMS_LISTEN to another one)", err)
 	}
 	if c.store, err = store.OpenSQLite(ctx, c.data.Path("vms.db")); err != nil {
-		return nil, err
+		return err
 	}
 	if err := c.openObjects(ctx); err != nil {
-		return nil, err
+		return err
 	}
-	if err := c.openRules(); err != nil {
-		return nil, err
+	signer, err := c.openRules()
+	if err != nil {
+		return err
 	}
-	if err := c.openWorker(); err != nil {
-		return nil, err
+	if err := c.openAuth(); err != nil {
+		return err
 	}
-	return c, c.openHTTP()
+	if err := c.openWorker(signer.Verifier()); err != nil {
+		return err
+	}
+	c.handler = c.routes(api.New(api.Config{NVR: c.nvr, Auth: c.auth, Log: c.log, Version: c.cfg.Version, PublicURL: c.cfg.PublicURL}))
+	return nil
 }
 
 // checkExposure refuses to carry passwords and footage in the clear over a network.
@@ -248,32 +263,38 @@ func (c *Cloud) origins() []string {
 	return out
 }
 
-func (c *Cloud) openRules() error {
+// openRules makes the NVR, and returns what signs its tokens and tickets.
+func (c *Cloud) openRules() (*token.Signer, error) {
 	seed, err := c.data.Secret("signing-key", ed25519.SeedSize)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	secret, err := c.data.Secret("secret-key", 32)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	signer, err := token.NewSigner(ed25519.NewKeyFromSeed(seed))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	nvrURL, err := c.wsURL("/session/v1")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	c.nvr, err = nvr.New(nvr.Config{
-		Store: c.store, Objects: objects{c.objects}, Tokens: signer, SecretKey: secret, NVRURL: nvrURL,
-		Log: c.log, Retention: nvr.Retention{Age: c.cfg.RetentionAge, Bytes: c.cfg.RetentionBytes},
-		Segment: wire.SegmentOptions{RecordingMS: c.cfg.Recording.Milliseconds(), ChunkMS: chunkMS},
+		Store: c.store, Objects: objects{c.objects}, Tokens: signer, SecretKey: secret, NVRURL: nvrURL, Log: c.log,
+		Retention: nvr.Retention{Age: c.cfg.RetentionAge, Bytes: c.cfg.RetentionBytes},
+		Segment:   wire.SegmentOptions{RecordingMS: c.cfg.Recording.Milliseconds(), ChunkMS: chunkMS},
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	c.session = session.New(session.Config{NVR: c.nvr, Log: c.log})
+	return signer, nil
+}
+
+// openAuth makes the account's token and sessions.
+func (c *Cloud) openAuth() error {
 	tok, err := auth.LoadToken(c.data.Path("admin-token"))
 	if err != nil {
 		return err
@@ -282,30 +303,21 @@ func (c *Cloud) openRules() error {
 		Account: demoAccount, Token: tok, SessionsFile: c.data.Path("web-sessions.json"),
 		Listen: c.listener.Addr().String(), PublicURL: c.cfg.PublicURL, Log: c.log,
 	})
-	if err != nil {
-		return err
-	}
-	return c.openTickets(signer)
+	return err
 }
 
-func (c *Cloud) openTickets(signer *token.Signer) error {
-	dir := cmp.Or(c.cfg.WorkerDir, c.data.Path("worker"))
-	dir, err := filepath.Abs(dir) // the embedded store changes the working directory
-	if err != nil {
-		return err
-	}
-	v := signer.Verifier()
+// openWorker makes the worker of this process, and the NVR acquainted with it.
+func (c *Cloud) openWorker(v *token.Verifier) error {
+	var err error
 	c.worker, err = worker.New(worker.Config{
-		ID: localWorker, Dir: dir, DirBytes: c.cfg.WorkerBytes, Store: uploads{c.objects}, NVR: c.nvr,
+		ID: localWorker, Dir: cmp.Or(c.cfg.WorkerDir, c.data.Path("worker")), DirBytes: c.cfg.WorkerBytes, Store: uploads{c.objects}, NVR: c.nvr,
 		CheckPush: func(t string) (token.Push, error) { return v.VerifyPush(t, localWorker, time.Now()) },
 		CheckView: func(t string) (token.View, error) { return v.VerifyView(t, localWorker, time.Now()) },
 		Log:       c.log, Metrics: c.metrics,
 	})
-	return err
-}
-
-// openWorker makes the worker known to the NVR.
-func (c *Cloud) openWorker() error {
+	if err != nil {
+		return err
+	}
 	push, err := c.wsURL("/push/v1")
 	if err != nil {
 		return err
@@ -316,17 +328,6 @@ func (c *Cloud) openWorker() error {
 	}
 	c.nvr.RegisterWorker(vms.WorkerInfo{ID: localWorker, Instance: c.worker.Instance(), PushURL: push, LiveURL: live})
 	return nil
-}
-
-func (c *Cloud) openHTTP() error {
-	c.handler = c.routes(api.New(api.Config{NVR: c.nvr, Auth: c.auth, Log: c.log, Version: c.cfg.Version, PublicURL: c.cfg.PublicURL}))
-	return nil
-}
-
-// LoginURL is an address of the page that logs its first visitor in.
-func (c *Cloud) LoginURL() string {
-	code, _ := c.auth.NewLoginCode()
-	return c.URL() + "/?login=" + url.QueryEscape(code)
 }
 
 // Run serves until ctx ends. Then, in order: lanes and sessions are sent away,

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/zipato/vms/pkg/problem"
+	"github.com/zipato/vms/pkg/vms"
 )
 
 // client calls the public REST API.
@@ -55,32 +57,65 @@ func (c *client) call(ctx context.Context, method, path string, in, out any) err
 	return json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(out)
 }
 
-// enrol gives the agent's directory an identity, unless it has one.
-func enrol(ctx context.Context, api *client, agent, dir, url string) (hub string, err error) {
-	file := filepath.Join(dir, "identity.json")
-	if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
-		var made struct {
-			Code string `json:"enrolment_code"`
-		}
-		if err := api.call(ctx, http.MethodPost, "/hubs", map[string]string{"name": "This machine"}, &made); err != nil {
-			return "", err
-		}
-		cmd := exec.CommandContext(ctx, agent, "-data", dir, "enroll", url, made.Code)
-		if text, err := cmd.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("enrol the agent: %w: %s", err, bytes.TrimSpace(text))
-		}
-	}
-	data, err := os.ReadFile(file)
+// enrol gives the agent's directory an identity, unless it has one for this cloud.
+func enrol(ctx context.Context, api *client, agent, dir, cloud string) (hub string, err error) {
+	id, err := identity(dir)
 	if err != nil {
 		return "", err
 	}
-	var id struct {
-		Hub string `json:"hub"`
+	if id.Hub != "" && sameHost(id.NVRURL, cloud) {
+		return id.Hub, nil
 	}
-	if err := json.Unmarshal(data, &id); err != nil {
-		return "", fmt.Errorf("%s: %w", file, err)
+	if id.Hub != "" { // the cloud has moved to another address, and hubs trust one only
+		if err := api.call(ctx, http.MethodDelete, "/hubs/"+id.Hub, nil, nil); err != nil && !errors.Is(err, vms.ErrNotFound) {
+			return "", err
+		}
+		if err := os.Remove(filepath.Join(dir, identityFile)); err != nil {
+			return "", err
+		}
 	}
-	return id.Hub, nil
+	var made struct {
+		Code string `json:"enrolment_code"`
+	}
+	if err := api.call(ctx, http.MethodPost, "/hubs", map[string]string{"name": "This machine"}, &made); err != nil {
+		return "", err
+	}
+	cmd := exec.CommandContext(ctx, agent, "-data", dir, "enroll", cloud, made.Code)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("enrol the agent: %w: %s", err, bytes.TrimSpace(text))
+	}
+	id, err = identity(dir)
+	return id.Hub, err
+}
+
+// identityFile is the agent's.
+const identityFile = "identity.json"
+
+type hubIdentity struct {
+	Hub    string `json:"hub"`
+	NVRURL string `json:"nvr_url"`
+}
+
+// identity reads who the agent is; zero when it is nobody yet.
+func identity(dir string) (id hubIdentity, err error) {
+	data, err := os.ReadFile(filepath.Join(dir, identityFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return id, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &id)
+	}
+	if err != nil {
+		return id, fmt.Errorf("identity of the agent in %s: %w", dir, err)
+	}
+	return id, nil
+}
+
+// sameHost reports whether two URLs name one server.
+func sameHost(a, b string) bool {
+	x, err1 := url.Parse(a)
+	y, err2 := url.Parse(b)
+	return err1 == nil && err2 == nil && x.Host == y.Host
 }
 
 type channel struct {
@@ -117,10 +152,13 @@ func (c *client) channel(ctx context.Context, name, hub, camera string) (id stri
 	return made.ID, nil
 }
 
+// patience is how long a start may take before somebody wants to know why.
+const patience = 3 * time.Second
+
 // waitStreaming waits until a worker receives the channel, and says meanwhile
 // what keeps it.
 func (c *client) waitStreaming(ctx context.Context, id string) error {
-	said := ""
+	said, began := "", time.Now()
 	for {
 		var ch channel
 		err := c.call(ctx, http.MethodGet, "/channels/"+id, nil, &ch)
@@ -130,7 +168,7 @@ func (c *client) waitStreaming(ctx context.Context, id string) error {
 		if err != nil {
 			ch.Problem = err.Error()
 		}
-		if p := strings.TrimSpace(ch.Problem); p != "" && p != said && ctx.Err() == nil {
+		if p := strings.TrimSpace(ch.Problem); p != "" && p != said && ctx.Err() == nil && time.Since(began) > patience {
 			said = p
 			fmt.Fprintln(os.Stderr, "run: waiting for the camera:", p)
 		}

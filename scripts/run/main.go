@@ -10,13 +10,13 @@ package main
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -32,7 +32,7 @@ const (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Stdout); err != nil && !errors.Is(err, context.Canceled) {
+	if err := run(ctx, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "run:", err)
 		os.Exit(1)
 	}
@@ -40,11 +40,16 @@ func main() {
 
 // stack is the running processes, in the order of their start.
 type stack struct {
-	bin   string
-	procs []*process
+	bin    string
+	procs  []*process
+	failed context.CancelCauseFunc // a process cannot be kept running
 }
 
+// run returns nil when ctx ended, and otherwise why it could not go on.
 func run(ctx context.Context, out io.Writer) (err error) {
+	told := ctx
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	exe, err := os.Executable()
 	if err != nil {
 		return err
@@ -53,8 +58,16 @@ func run(ctx context.Context, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	s := &stack{bin: filepath.Dir(exe)}
-	defer func() { err = errors.Join(err, s.stop()) }()
+	s := &stack{bin: filepath.Dir(exe), failed: cancel}
+	defer func() {
+		s.stop()
+		switch cause := context.Cause(ctx); {
+		case told.Err() != nil:
+			err = nil
+		case cause != nil:
+			err = cause
+		}
+	}()
 
 	url, err := s.start(ctx, "vms-cloud", "listening ", "-data", data, "-log-level", env("VMS_LOG_LEVEL", "warn"))
 	if err != nil {
@@ -106,16 +119,21 @@ type process struct {
 	args  []string
 	lines chan string // of its standard output, until somebody has read enough
 	stop  context.CancelFunc
-	done  chan error
+	done  chan struct{}
 }
 
 // start keeps a program running, and returns what follows prefix on the first
 // line of its standard output that begins so ("" returns at once).
 func (s *stack) start(ctx context.Context, name, prefix string, args ...string) (string, error) {
 	pctx, stop := context.WithCancel(context.WithoutCancel(ctx))
-	p := &process{name: name, args: args, lines: make(chan string, 16), stop: stop, done: make(chan error, 1)}
+	p := &process{name: name, args: args, lines: make(chan string, 16), stop: stop, done: make(chan struct{})}
 	s.procs = append(s.procs, p)
-	go func() { p.done <- p.keep(pctx, filepath.Join(s.bin, name)) }()
+	go func() {
+		defer close(p.done)
+		if err := p.keep(pctx, filepath.Join(s.bin, name)); err != nil {
+			s.failed(fmt.Errorf("%s could not start: %w", name, err))
+		}
+	}()
 	if prefix == "" {
 		return "", nil
 	}
@@ -127,9 +145,6 @@ func (s *stack) start(ctx context.Context, name, prefix string, args ...string) 
 			return "", ctx.Err()
 		case <-limit.C:
 			return "", fmt.Errorf("%s did not start within %v", name, startWithin)
-		case err := <-p.done:
-			p.done <- err
-			return "", fmt.Errorf("%s could not start: %w", name, err)
 		case line := <-p.lines:
 			if rest, ok := strings.CutPrefix(line, prefix); ok {
 				return rest, nil
@@ -164,10 +179,14 @@ func (p *process) keep(ctx context.Context, path string) error {
 // once runs the program to its end. When ctx ends it is asked to end, and made
 // to after twenty seconds.
 func (p *process) once(ctx context.Context, path string) error {
+	// The kernel ends the program when the thread that started it is gone: if
+	// we are killed, nothing is left running.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, path, p.args...)
 	cmd.Stderr = os.Stderr
 	// Its own process group: Ctrl-C reaches us, and we end the programs in order.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 20 * time.Second
 	stdout, err := cmd.StdoutPipe()
@@ -188,13 +207,11 @@ func (p *process) once(ctx context.Context, path string) error {
 
 // stop ends the programs, the last one first: the agent still has a cloud to
 // bring its last chunks to.
-func (s *stack) stop() error {
-	var errs []error
+func (s *stack) stop() {
 	for i := len(s.procs) - 1; i >= 0; i-- {
 		s.procs[i].stop()
-		errs = append(errs, <-s.procs[i].done)
+		<-s.procs[i].done
 	}
-	return errors.Join(errs...)
 }
 
 func env(name, def string) string {
