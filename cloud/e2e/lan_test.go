@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"net/http"
 	"strings"
 	"testing"
@@ -37,8 +38,8 @@ func TestStreamStartedOnTheLAN(t *testing.T) {
 		return st, err
 	}
 	status := func(err error) int {
-		p, _ := err.(*problem.Problem)
-		if p == nil {
+		var p *problem.Problem
+		if !errors.As(err, &p) {
 			return 0
 		}
 		return p.Status

@@ -2,7 +2,6 @@
 package e2e
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,13 +10,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/bluenviron/mediacommon/v2/pkg/formats/mpegts"
-
 	"github.com/zipato/vms/agent/mux"
 	"github.com/zipato/vms/cloud/worker/segment"
 	"github.com/zipato/vms/pkg/cmaf"
 	"github.com/zipato/vms/pkg/vms"
 	"github.com/zipato/vms/pkg/vmstest"
+	"github.com/zipato/vms/pkg/vmstest/camtest"
 )
 
 // muxed is what the agent's muxer makes of a clip.
@@ -27,10 +25,11 @@ type muxed struct {
 	stats  mux.Stats
 }
 
-// muxClip feeds the access units of an MPEG-TS file to a Mux as a camera would.
+// muxClip feeds the access units of a clip to a Mux as a camera would: in the
+// order of their decode times, at the pace of their clock.
 func muxClip(t *testing.T, path string, cfg mux.Config) muxed {
 	t.Helper()
-	data, err := os.ReadFile(path)
+	clip, err := camtest.Load(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,48 +37,30 @@ func muxClip(t *testing.T, path string, cfg mux.Config) muxed {
 	cfg.OnInit = func(i vms.Init) { out.inits[i.ID] = i }
 	cfg.OnChunk = func(c vms.Chunk) { out.chunks = append(out.chunks, c) }
 	m := mux.New(cfg)
-	r := &mpegts.Reader{R: bytes.NewReader(data)}
-	if err := r.Initialize(); err != nil {
+	var sound *cmaf.AudioParams
+	rate := int64(1)
+	if c := clip.AudioConfig; c != nil {
+		config, err := c.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		sound = &cmaf.AudioParams{Config: config, SampleRate: c.SampleRate, Channels: int(c.ChannelConfig)}
+		rate = int64(c.SampleRate)
+	}
+	if err := m.Open(cmaf.VideoParams{Codec: clip.Codec}, sound); err != nil {
 		t.Fatal(err)
 	}
-	var video cmaf.VideoParams
-	var audio *cmaf.AudioParams
 	t0 := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	for _, tr := range r.Tracks() {
-		switch c := tr.Codec.(type) {
-		case *mpegts.CodecH264:
-			video.Codec = "h264"
-		case *mpegts.CodecH265:
-			video.Codec = "h265"
-		case *mpegts.CodecMPEG4Audio:
-			conf, _ := c.Config.Marshal()
-			audio = &cmaf.AudioParams{Config: conf, SampleRate: c.SampleRate, Channels: c.ChannelCount}
-			r.OnDataMPEG4Audio(tr, func(pts int64, aus [][]byte) error {
-				for i, au := range aus {
-					p := pts*int64(c.SampleRate)/90000 + int64(i)*1024
-					m.Audio(p, t0.Add(time.Duration(p)*time.Second/time.Duration(c.SampleRate)), au)
-				}
-				return nil
-			})
-			continue
+	next := 0
+	for _, v := range clip.Video {
+		at := time.Duration(v.DTS) * time.Second / 90000
+		for ; next < len(clip.Audio) && time.Duration(clip.Audio[next].PTS)*time.Second/time.Duration(rate) <= at; next++ {
+			m.Audio(clip.Audio[next].PTS, t0.Add(at), clip.Audio[next].AU)
 		}
-		on := func(pts, dts int64, au [][]byte) error {
-			m.Video(pts, t0.Add(time.Duration(dts)*time.Second/90000), false, time.Time{}, au)
-			return nil
-		}
-		if video.Codec == "h264" {
-			r.OnDataH264(tr, on)
-		} else {
-			r.OnDataH265(tr, on)
-		}
+		m.Video(v.PTS, t0.Add(at), false, time.Time{}, v.AU)
 	}
-	if err := m.Open(video, audio); err != nil {
-		t.Fatal(err)
-	}
-	for {
-		if err := r.Read(); err != nil {
-			break
-		}
+	for _, a := range clip.Audio[next:] {
+		m.Audio(a.PTS, t0.Add(time.Duration(a.PTS)*time.Second/time.Duration(rate)), a.AU)
 	}
 	m.Flush()
 	out.stats = m.Stats()

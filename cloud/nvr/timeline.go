@@ -58,8 +58,9 @@ func timeline(window vms.TimeRange, recs []vms.Recording, declared []vms.Gap, id
 	taken := append(lost, recorded...).union() // what has its place on the timeline already
 	pending = ranges(held).union().clip(window).minus(taken).visible()
 
-	explained := append(append(slices.Clone(taken), pending...), settled(idle)...).union()
+	explained := append(slices.Clone(taken), pending...)
 	for _, h := range holes(recs) {
+		explained := append(slices.Clone(explained), settled(idle, h.TimeRange)...).union()
 		for _, p := range clip(h.TimeRange, window).minus(explained).visible() {
 			gaps = append(gaps, vms.Gap{ID: derivedID(p), Cause: h.cause, TimeRange: p, Chunks: h.chunks})
 		}
@@ -99,9 +100,14 @@ func derivedID(r vms.TimeRange) vms.GapID {
 	return vms.GapID(fmt.Sprintf("derived_%x_%x", r.Start.UnixMicro(), r.End.UnixMicro()))
 }
 
-func settled(idle []vms.TimeRange) ranges {
-	out := make(ranges, 0, len(idle))
+// settled returns the idle times in a hole, with what belongs to their stop and
+// start. A hole without any is none of their doing, however near it is.
+func settled(idle []vms.TimeRange, hole vms.TimeRange) ranges {
+	var out ranges
 	for _, r := range idle {
+		if !r.Overlaps(hole) {
+			continue
+		}
 		out = append(out, vms.TimeRange{Start: r.Start.Add(-settleBefore), End: r.End.Add(settleAfter)})
 	}
 	return out

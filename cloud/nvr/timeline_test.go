@@ -123,6 +123,12 @@ func TestTimeline(t *testing.T) {
 			want: "derived agent_restarted 115-200",
 		},
 		{
+			name: "a restart soon after the start is one too",
+			recs: []vms.Recording{recorded(1, 101, 104, 1, 3), recorded(2, 106, 130, 1, 24)},
+			idle: []vms.TimeRange{span(32, 100)},
+			want: "derived agent_restarted 104-106",
+		},
+		{
 			name: "overlapping gaps are told once",
 			gaps: []vms.Gap{declared("g2", 15, 40), declared("g1", 10, 30), declared("g3", 12, 20)},
 			want: "g1 camera_offline 10-30; g2 camera_offline 30-40",
