@@ -23,6 +23,7 @@ type boot struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // the players' goroutines
+	ready  chan struct{}  // closed when shared is set
 	shared *player        // nil when every client has its own
 
 	mu      sync.Mutex
@@ -46,6 +47,7 @@ var (
 func start(cam *Camera, addr string) (*boot, error) {
 	b := &boot{
 		cam:     cam,
+		ready:   make(chan struct{}),
 		conns:   make(map[*gortsplib.ServerConn]bool),
 		waiting: make(map[*gortsplib.ServerConn]*player),
 	}
@@ -77,12 +79,14 @@ func start(cam *Camera, addr string) (*boot, error) {
 	if cam.opts.Shared {
 		p, err := newPlayer(b)
 		if err != nil {
+			close(b.ready)
 			b.stop(false)
 			return nil, err
 		}
 		b.shared = p
 		b.play(p)
 	}
+	close(b.ready)
 	return b, nil
 }
 
@@ -234,6 +238,7 @@ func (b *boot) OnStreamWriteError(ctx *gortsplib.ServerHandlerOnStreamWriteError
 // player returns the player for a session, a new one for each session unless
 // the stream is shared. DESCRIBE comes before there is a session.
 func (b *boot) player(session *gortsplib.ServerSession) (*player, error) {
+	<-b.ready // the first client may be here before the stream is
 	if b.shared != nil {
 		return b.shared, nil
 	}
