@@ -31,7 +31,7 @@ WEB_SOURCES := $(shell find cloud/web/src cloud/web/public -type f 2>/dev/null) 
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: run
 run: setup-run build ## build all, start the cloud, an agent and a demo camera (CAMERA=rtsp://... for a real one)
@@ -111,9 +111,17 @@ else
 	@echo "note: the 32-bit tests need an x86-64 machine; skipped"
 endif
 
+# Shows results, figures and faults as they come; all that was said is in
+# build/e2e.log, and on the screen when something failed.
+define e2e-test
+mkdir -p build; status=0; \
+go test -count=1 -v $(1) ./cloud/e2e/... 2>&1 | tee build/e2e.log | grep --line-buffered -E '^ *(---|ok|FAIL|figure|fault)' || status=1; \
+if grep -q -E '^(FAIL|panic)' build/e2e.log || [ $$status -ne 0 ]; then tail -n 400 build/e2e.log; exit 1; fi
+endef
+
 .PHONY: e2e
 e2e: setup build ## agent and cloud together, with a real camera server, ffmpeg and a browser
-	go test -count=1 -timeout $(E2E_TIMEOUT) $(TESTFLAGS) ./cloud/e2e/...
+	@$(call e2e-test,-timeout $(E2E_TIMEOUT) $(TESTFLAGS))
 
 .PHONY: fuzz
 fuzz: ## run every fuzzer for FUZZTIME (5s)
@@ -123,6 +131,10 @@ fuzz: ## run every fuzzer for FUZZTIME (5s)
 			go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) "$$pkg"; \
 		done; \
 	done
+
+.PHONY: bench-live
+bench-live: setup build ## how soon the page shows the live picture: at most 2 s, or it fails
+	@export LIVE_MS=2000; $(call e2e-test,-run TestFirstLight)
 
 .PHONY: bench
 bench: ## benchmarks with allocations (BENCH=regexp)
