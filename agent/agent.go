@@ -79,6 +79,7 @@ type Agent struct {
 	controlMu  sync.Mutex
 	controlUp  bool
 	controlErr error
+	asked      time.Time // when the NVR was asked the time last
 }
 
 // entry is one channel's stream.
@@ -90,8 +91,10 @@ type entry struct {
 	local   bool // started on the LAN, with a token
 	stop    context.CancelFunc
 	done    chan struct{}
-	ended   time.Time // under Agent.mu; zero while it runs
-	since   time.Time
+	// stopping: somebody asked it to end; under Agent.mu.
+	stopping bool
+	ended    time.Time // under Agent.mu; zero while it runs
+	since    time.Time
 }
 
 // New checks the configuration and returns an agent.
@@ -152,6 +155,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer stop()
 	g, gctx := errgroup.WithContext(rest)
 	g.Go(func() error { return a.runControl(gctx) })
+	g.Go(func() error { return a.keepTime(gctx) })
 	if l != nil {
 		srv := &http.Server{
 			Handler: a.handler(), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
@@ -279,6 +283,17 @@ func (a *Agent) start(r request) (*entry, error) {
 	return e, nil
 }
 
+// runs returns the stream of a channel if it runs under sid from cam, else nil.
+func (a *Agent) runs(ch vms.ChannelID, sid vms.SID, cam vms.Camera) *entry {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	e := a.entries[ch]
+	if e == nil || !e.ended.IsZero() || a.ctx == nil || e.stopping || e.stream.SID() != sid || !sameCamera(e.camera, cam) {
+		return nil
+	}
+	return e
+}
+
 // phase spreads the first recording boundary of the n-th stream over half a
 // minute, so that the streams of a hub do not upload at the same moment: the
 // golden ratio keeps any number of them apart.
@@ -319,6 +334,7 @@ func (a *Agent) stopChannel(ch vms.ChannelID) error {
 		return nil // everything is being stopped
 	}
 	e.stop()
+	e.stopping = true
 	if !e.ended.IsZero() {
 		delete(a.entries, ch)
 		return nil
@@ -343,7 +359,10 @@ func (a *Agent) Start(tok string, cam vms.Camera) (lan.Stream, error) {
 	if t.Hub != "" && t.Hub != a.id.Hub {
 		return lan.Stream{}, fmt.Errorf("%w: the token is for another hub", vms.ErrForbidden)
 	}
-	e, err := a.start(request{channel: t.Channel, sid: t.SID, nvrURL: t.NVR, token: tok, camera: cam, local: true})
+	e := a.runs(t.Channel, t.SID, cam) // a second tap on the same button must not interrupt what it started
+	if e == nil {
+		e, err = a.start(request{channel: t.Channel, sid: t.SID, nvrURL: t.NVR, token: tok, camera: cam, local: true})
+	}
 	if err != nil {
 		return lan.Stream{}, err
 	}

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/zipato/vms/agent/uplink"
@@ -14,6 +15,9 @@ import (
 // refusedWait is how long the control line waits after the NVR refused the hub
 // itself: somebody must act first, but nobody should have to come here for it.
 const refusedWait = 5 * time.Minute
+
+// askTime is how often the NVR is asked what time it is.
+const askTime = time.Minute
 
 // newControl makes the control line: a session without a stream, over which the
 // NVR starts and stops streams.
@@ -45,6 +49,8 @@ func (a *Agent) runControl(ctx context.Context) error {
 // end, so it must not hold up the control line.
 func (a *Agent) command(m wire.SessionMessage) {
 	switch m := m.(type) {
+	case *wire.TimeAnswer:
+		a.learnTime(m)
 	case *wire.Start:
 		a.background(func() { a.reply(m.ID, a.startFromCloud(m)) })
 	case *wire.Stop:
@@ -61,23 +67,60 @@ func (a *Agent) background(f func()) {
 	}
 }
 
+// askTime asks the NVR what time it is: before any stream runs, the control
+// line is the only one that can.
+func (a *Agent) askTime() {
+	now := time.Now()
+	a.controlMu.Lock()
+	a.asked = now
+	a.controlMu.Unlock()
+	// When the line is down, it is asked as soon as it is up.
+	_ = a.control.Send(&wire.TimeQuery{Sent: now.UnixMicro()})
+}
+
+func (a *Agent) learnTime(m *wire.TimeAnswer) {
+	now := time.Now()
+	a.controlMu.Lock()
+	asked := a.asked
+	a.controlMu.Unlock()
+	if asked.UnixMicro() == m.Sent && a.clock.Learn(asked, now, m.ServerTime) {
+		a.cfg.Log.Warn("the hub's clock made a step", "server_time", m.ServerTime)
+	}
+}
+
+// keepTime asks from time to time.
+func (a *Agent) keepTime(ctx context.Context) error {
+	t := time.NewTicker(askTime)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+			a.askTime()
+		}
+	}
+}
+
+// late reports whether a deadline has passed. A hub that does not know the time
+// obeys.
+func (a *Agent) late(deadline time.Time) bool {
+	return a.clock.Known() && a.clock.Now().After(deadline)
+}
+
 func (a *Agent) startFromCloud(m *wire.Start) error {
-	if a.clock.Now().After(m.Deadline) {
+	if a.late(m.Deadline) {
 		return errors.New("the command came too late")
 	}
-	a.mu.Lock()
-	e := a.entries[m.Channel]
-	same := e != nil && e.ended.IsZero() && e.stream.SID() == m.SID && sameCamera(e.camera, m.Camera)
-	a.mu.Unlock()
-	if same {
-		return nil // it runs as asked
+	if a.runs(m.Channel, m.SID, m.Camera) != nil {
+		return nil // as asked
 	}
 	_, err := a.start(request{channel: m.Channel, sid: m.SID, nvrURL: m.NVRURL, camera: m.Camera})
 	return err
 }
 
 func (a *Agent) stopFromCloud(m *wire.Stop) error {
-	if a.clock.Now().After(m.Deadline) {
+	if a.late(m.Deadline) {
 		return errors.New("the command came too late")
 	}
 	if err := a.stopChannel(m.Channel); !errors.Is(err, vms.ErrNotFound) {
@@ -90,7 +133,7 @@ func (a *Agent) reply(id string, err error) {
 	r := &wire.Reply{ID: id, OK: err == nil}
 	if err != nil {
 		r.Problem = err.Error()
-		r.Problem = r.Problem[:min(len(r.Problem), 1000)]
+		r.Problem = strings.ToValidUTF8(r.Problem[:min(len(r.Problem), 1000)], "")
 	}
 	if err := a.control.Send(r); err != nil {
 		a.cfg.Log.Warn("cannot answer a command", "id", id, "err", err)
@@ -99,8 +142,11 @@ func (a *Agent) reply(id string, err error) {
 
 func (a *Agent) setControl(err error) {
 	a.controlMu.Lock()
-	defer a.controlMu.Unlock()
 	a.controlUp, a.controlErr = err == nil, err
+	a.controlMu.Unlock()
+	if err == nil {
+		a.askTime()
+	}
 }
 
 func (a *Agent) controlState() (state, problem string) {

@@ -57,6 +57,13 @@ func (c *Clock) UTC(t time.Time) (utc time.Time, uncertain bool) {
 	return c.base.Add(e + c.offsetAt(e)), uncertain
 }
 
+// Known reports whether an NVR has told the time.
+func (c *Clock) Known() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.known
+}
+
 // Now is the UTC of this instant.
 func (c *Clock) Now() time.Time {
 	utc, _ := c.UTC(time.Now())

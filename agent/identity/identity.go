@@ -65,7 +65,7 @@ func Load(dir string) (*Identity, error) {
 		return nil, fmt.Errorf("read identity: %w", err)
 	}
 	var s stored
-	if err := json.Unmarshal(data, &s); err != nil || len(s.PrivateKey) != ed25519.SeedSize || !vms.ValidID(s.Hub) {
+	if err := json.Unmarshal(data, &s); err != nil || len(s.PrivateKey) != ed25519.SeedSize || !vms.ValidID(s.Hub) || s.NVRURL == "" {
 		return nil, fmt.Errorf("%s is damaged: enrol this hub again with a new code", filepath.Join(dir, fileName))
 	}
 	lan, err := os.ReadFile(filepath.Join(dir, lanKeyName))

@@ -100,7 +100,14 @@ func Handler(c Config) http.Handler {
 	mux.Handle("GET /healthz", health.Healthz())
 	mux.Handle("GET /readyz", health.Readyz())
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		if _, pattern := mux.Handler(&http.Request{Method: http.MethodGet, URL: r.URL, Host: r.Host}); pattern != "/" && r.Method != http.MethodGet {
+		var allow []string
+		for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodDelete} {
+			if _, pattern := mux.Handler(&http.Request{Method: m, URL: r.URL, Host: r.Host}); pattern != "/" {
+				allow = append(allow, m)
+			}
+		}
+		if len(allow) > 0 {
+			w.Header().Set("Allow", strings.Join(allow, ", "))
 			problem.Write(w, &problem.Problem{Status: http.StatusMethodNotAllowed, Title: "Method not allowed", Detail: r.Method + " is not one of this path."})
 			return
 		}
@@ -171,7 +178,7 @@ func readJSON(w http.ResponseWriter, r *http.Request, v any) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("%w: request body: %v", vms.ErrInvalid, err)
+		return fmt.Errorf("%w: request body: %w", vms.ErrInvalid, err)
 	}
 	return nil
 }

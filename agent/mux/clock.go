@@ -10,8 +10,12 @@ const (
 	// one that the network delayed least.
 	clockWindow = 10 * time.Second
 	// clockStep: when media time and the hub's clock differ by more, a new span
-	// is begun instead of slewing for hours.
+	// is begun instead of slewing for hours; a new epoch when UTC has to go back.
 	clockStep = 5 * time.Second
+	// settle is how long the first chunk of a session waits to see whether the
+	// camera sends its last seconds all at once: their arrival says nothing, and
+	// an anchor that is too late could only be slewed back, for hours.
+	settle = 500 * time.Millisecond
 )
 
 // mediaClock turns ticks into UTC. A span is anchored to the arrival of its
@@ -24,8 +28,9 @@ type mediaClock struct {
 	last  time.Time // end of the last chunk
 	slew  time.Duration
 	ready bool
-	// stepped: the clocks are too far apart; the next keyframe begins a span.
-	stepped bool
+	// stepped: UTC is too far behind the hub's clock; the next keyframe begins a
+	// span. ahead: too far before it, and UTC never goes back in an epoch.
+	stepped, ahead bool
 
 	// The window: least arrival minus UTC so far, and since when.
 	best  time.Duration
@@ -51,28 +56,26 @@ func (c *mediaClock) observe(t int64, now time.Time, ts uint32) {
 		return
 	}
 	d := now.Sub(c.utc(t))
-	if !c.seen || d < c.best {
-		c.best = d
-	}
-	if !c.seen {
-		c.seen, c.since = true, now
+	if !c.seen || now.Before(c.since) { // the hub's clock was set back: look anew
+		c.seen, c.since, c.best = true, now, d
 		return
 	}
+	c.best = min(c.best, d)
 	if now.Sub(c.since) < clockWindow {
 		return
 	}
 	c.slew, c.seen = c.best, false
-	if c.best > clockStep || c.best < -clockStep {
-		c.stepped = true
-	}
+	c.stepped = c.stepped || c.best > clockStep
+	c.ahead = c.best < -clockStep
 	c.origin = now.Add(-toDuration(t, ts) - (d - c.best))
 }
 
-// begin anchors a span that starts at tick t. A span that begins inside a
-// session without a step of the clock goes on where the last one ended.
-func (c *mediaClock) begin(t int64, ts uint32) {
+// begin anchors a span that starts at tick t, and reports whether it did: a
+// span that begins inside a session without a step of the clock goes on where
+// the last one ended.
+func (c *mediaClock) begin(t int64, ts uint32) bool {
 	if c.ready && !c.stepped {
-		return
+		return false
 	}
 	c.ts, c.tick = ts, t
 	c.at = c.origin.Add(toDuration(t, ts)).Truncate(time.Microsecond)
@@ -80,12 +83,22 @@ func (c *mediaClock) begin(t int64, ts uint32) {
 		c.at = c.last
 	}
 	c.last = c.at
-	c.slew, c.seen, c.stepped, c.ready = 0, false, false, true
+	c.slew, c.seen, c.stepped, c.ahead, c.ready = 0, false, false, false, true
+	return true
 }
+
+// learnt: the hub knows the time at last, so that what was measured before
+// means nothing, and the next keyframe begins a span.
+func (c *mediaClock) learnt() {
+	c.haveOrigin, c.seen, c.slew, c.stepped = false, false, 0, c.ready
+}
+
+// rewind lets the next span begin before the last one ended: in another epoch.
+func (c *mediaClock) rewind() { c.ready, c.last = false, time.Time{} }
 
 // forget drops the anchor: the camera's session is over.
 func (c *mediaClock) forget() {
-	c.ready, c.haveOrigin, c.seen, c.slew, c.stepped = false, false, false, 0, false
+	c.ready, c.haveOrigin, c.seen, c.slew, c.stepped, c.ahead = false, false, false, 0, false, false
 }
 
 // advance ends a chunk at tick t and returns its UTC start and end.

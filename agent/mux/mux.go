@@ -11,6 +11,7 @@ package mux
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -40,11 +41,18 @@ const (
 	jump = 10 * time.Second
 	// backJump is the same for timestamps that go back further than reordering explains.
 	backJump = 2 * time.Second
+	// longestPause is the most time that may lie between two pictures: sample
+	// durations are 32-bit ticks.
+	longestPause = time.Minute
 )
 
 // Config is fixed for the life of a Mux.
 type Config struct {
 	Epoch vms.Epoch
+	// NewEpoch names the epoch that goes on when the hub's clock was set back by
+	// more than can be slewed, because UTC never goes back inside one. Nil: it
+	// is slewed all the same.
+	NewEpoch func() vms.Epoch
 	// Recording is the media time between two recordings; Phase, less than
 	// Recording, moves the first boundary of each span.
 	Recording, Phase time.Duration
@@ -97,6 +105,7 @@ type Mux struct {
 	clock    mediaClock
 	inSpan   bool
 	lastInit vms.Init
+	unsure   bool // the hub did not know the time when the newest picture came
 }
 
 // span is where the current span and its recording stand, in ticks.
@@ -105,7 +114,8 @@ type span struct {
 	number    uint32
 	recStart  int64
 	recBytes  int64
-	uncertain bool
+	zero      int64 // of the recording: nothing in it may begin before
+	uncertain bool  // so was the time when UTC was anchored
 }
 
 // New returns a Mux that waits for Open.
@@ -137,11 +147,15 @@ func (m *Mux) SetWatched(on bool) { m.watched = on }
 // Open begins a session of the camera: what came before is flushed, and the
 // next keyframe begins a span. a is nil when the camera offers no sound.
 func (m *Mux) Open(v cmaf.VideoParams, a *cmaf.AudioParams) error {
+	m.Flush()
 	p, err := newParams(v)
 	if err != nil {
+		m.params, m.sound = nil, nil
 		return err
 	}
-	m.Flush()
+	if a != nil && a.SampleRate <= 0 {
+		a = nil // no time could be told by it
+	}
 	m.params, m.sound, m.ts = p, a, cmaf.Timescale(a)
 	m.vJump, m.aJump = unjump{}, unjump{}
 	m.reorder = reorder{depth: p.depth}
@@ -171,8 +185,11 @@ func (m *Mux) Video(pts int64, now time.Time, uncertain bool, camera time.Time, 
 		m.started, m.spanDue = true, true
 	}
 	t := m.vJump.place(pts*int64(m.ts/cmaf.VideoClock), now, m.ts)
+	if m.unsure && !uncertain {
+		m.clock.learnt()
+	}
+	m.unsure = uncertain
 	m.clock.observe(t, now, m.ts)
-	m.span.uncertain = uncertain
 	f := &frame{pts: t, key: in.key, nalus: in.nalus, camera: camera, now: now}
 	if in.key {
 		f.params = m.params.VideoParams
@@ -200,7 +217,10 @@ func (m *Mux) Audio(pts int64, now time.Time, data []byte) {
 			t = last.pts + 1
 		}
 		if last.dur == 0 {
-			last.dur = min(t-last.pts, 10*m.soundFrame())
+			last.dur = t - last.pts
+			if last.dur > 10*m.soundFrame() {
+				last.dur = m.soundFrame() // a hole: nothing is stretched over it
+			}
 		}
 	}
 	if len(m.soundQ) >= maxSoundQueue {
@@ -293,7 +313,7 @@ func (m *Mux) close(end int64, gop bool, now time.Time) {
 func (m *Mux) release(now time.Time) {
 	for len(m.closed) > 0 {
 		c := m.closed[0]
-		if m.waitsForSound(c, now) {
+		if c.spanDue && !m.clock.ready && within(now, c.firstNow, settle) || m.waitsForSound(c, now) {
 			return
 		}
 		m.closed = m.closed[1:]
@@ -312,10 +332,10 @@ func (m *Mux) waitsForSound(c *building, now time.Time) bool {
 	if m.watched {
 		wait = soundWaitWatched
 	}
-	if c.spanDue && len(m.soundQ) == 0 && m.soundNow.IsZero() && now.Sub(c.firstNow) < soundWait {
+	if c.spanDue && len(m.soundQ) == 0 && m.soundNow.IsZero() && within(now, c.firstNow, soundWait) {
 		return true
 	}
-	if !c.endsGOP || now.Sub(c.closed) >= wait || m.soundNow.IsZero() {
+	if !c.endsGOP || !within(now, c.closed, wait) || m.soundNow.IsZero() {
 		return false
 	}
 	if !m.withA && !c.spanDue {
@@ -323,6 +343,13 @@ func (m *Mux) waitsForSound(c *building, now time.Time) bool {
 	}
 	n := len(m.soundQ)
 	return (n == 0 || m.soundQ[n-1].pts < c.end) && now.Sub(m.soundNow) < soundGone
+}
+
+// within reports whether less than d has passed since then. A clock that was
+// set back since says nothing, and nobody waits for it.
+func within(now, since time.Time, d time.Duration) bool {
+	passed := now.Sub(since)
+	return passed >= 0 && passed < d
 }
 
 func (m *Mux) ticks(d time.Duration) int64 {
@@ -337,6 +364,11 @@ func (m *Mux) wantSound(now time.Time) bool {
 // emit numbers and stamps a chunk. Everything that a worker obeys is decided here.
 func (m *Mux) emit(c *building) {
 	withA := m.wantSound(c.firstNow)
+	if c.key && m.clock.ahead && m.cfg.NewEpoch != nil {
+		m.cfg.Epoch = m.cfg.NewEpoch()
+		m.seq, m.initID, m.lastInit, m.inSpan = 0, 0, vms.Init{}, false
+		m.clock.rewind()
+	}
 	if c.key && (c.spanDue || withA != m.withA || m.clock.stepped || !m.inSpan || !c.params.Equal(m.coded)) {
 		m.inSpan = m.beginSpan(c, withA)
 	}
@@ -344,8 +376,11 @@ func (m *Mux) emit(c *building) {
 		m.stats.BeforeKey += uint64(len(c.video))
 		return
 	}
-	sound := m.takeSound(c)
 	flags := m.stamp(c)
+	sound := m.takeSound(c, flags.Has(vms.FlagFirst))
+	if flags.Has(vms.FlagFirst) {
+		m.span.zero = zero(c, sound)
+	}
 	m.seq++
 	m.span.recBytes += int64(c.bytes)
 	payload, moofLen, err := cmaf.BuildFragment(uint32(m.seq), []cmaf.Run{
@@ -415,9 +450,16 @@ func (m *Mux) beginSpan(c *building, withA bool) bool {
 	if withA {
 		a = m.sound
 	}
+	if p := &c.params; max(len(p.VPS), len(p.SPS), len(p.PPS)) > math.MaxUint16 {
+		return false // MP4 has 16 bits for their lengths
+	}
 	segment, tracks, err := cmaf.BuildInit(m.ts, c.params, a)
 	if err != nil {
 		return false
+	}
+	_, err = wire.EncodePush(&wire.InitMessage{Epoch: m.cfg.Epoch, ID: m.initID + 1, Tracks: tracks, Segment: segment})
+	if err != nil {
+		return false // larger than can be sent, or of a size that no picture has
 	}
 	m.coded, m.withA = c.params, withA
 	if !slices.Equal(segment, m.lastInit.Segment) {
@@ -438,23 +480,37 @@ func (m *Mux) beginSpan(c *building, withA bool) bool {
 	}
 	c.beginsSpan = true
 	m.span.start = start
-	m.clock.begin(start, m.ts)
+	if m.clock.begin(start, m.ts) {
+		m.span.uncertain = m.unsure
+	}
 	return true
 }
 
 // takeSound takes the sound that belongs into c out of the queue: all complete
 // samples that begin before c ends. When sound lags behind the start of a new
 // recording, its newest sample goes into the first chunk even so: the zero of
-// the recording then lies before all that follows.
-func (m *Mux) takeSound(c *building) cmaf.Run {
+// the recording then lies before all that follows. When none was there, sound
+// that comes from before that zero is too late for any recording.
+func (m *Mux) takeSound(c *building, first bool) cmaf.Run {
 	run := cmaf.Run{Track: cmaf.AudioTrack}
-	if !m.withA {
-		m.stats.SoundDropped += uint64(len(m.soundQ))
-		m.soundQ = m.soundQ[:0]
-		return run
+	earliest := int64(0)
+	switch {
+	case !m.withA:
+		earliest = c.end // a span with a track may begin with what is later
+	case !first:
+		earliest = m.span.zero
 	}
 	if n := len(m.soundQ); n > 0 && c.key && m.soundQ[n-1].dur == 0 && m.soundQ[n-1].pts < c.start {
 		m.soundQ[n-1].dur = m.soundFrame()
+	}
+	late := 0
+	for late < len(m.soundQ) && m.soundQ[late].pts < earliest {
+		late++
+	}
+	m.stats.SoundDropped += uint64(late)
+	m.soundQ = m.soundQ[late:]
+	if !m.withA {
+		return run
 	}
 	i := 0
 	for i < len(m.soundQ) {
@@ -463,11 +519,6 @@ func (m *Mux) takeSound(c *building) cmaf.Run {
 			break
 		}
 		if len(run.Samples) == 0 {
-			if s.pts < 0 {
-				m.stats.SoundDropped++
-				i++
-				continue
-			}
 			run.Base = uint64(s.pts)
 		} else if next := run.Base + uint64(sum(run.Samples)); int64(next) != s.pts {
 			break // a hole in time needs a tfdt of its own: the next chunk
@@ -477,6 +528,24 @@ func (m *Mux) takeSound(c *building) cmaf.Run {
 	}
 	m.soundQ = m.soundQ[i:]
 	return run
+}
+
+// zero is the earliest time in the first chunk of a recording: what a worker
+// subtracts from all times in it (cmaf.Fragment.Zero).
+func zero(c *building, sound cmaf.Run) int64 {
+	t, shown := c.start, int64(math.MaxInt64)
+	for i := range c.video {
+		shown = min(shown, t+int64(c.video[i].CTS))
+		t += int64(c.video[i].Duration)
+	}
+	z := c.start
+	if shown >= 0 {
+		z = min(z, shown)
+	}
+	if len(sound.Samples) > 0 {
+		z = min(z, int64(sound.Base))
+	}
+	return z
 }
 
 func sum(samples []cmaf.Sample) (d int64) {

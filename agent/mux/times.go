@@ -40,9 +40,9 @@ type soundSample struct {
 }
 
 // reorder gives pictures their decode times: the presentation times of the
-// stream in ascending order. A stream that reorders by at most depth pictures
-// shows the n-th picture it decodes not before the n-th smallest time, and that
-// one is known when depth more pictures have come.
+// stream in ascending order. In a stream that reorders by at most depth
+// pictures the n-th smallest time is known when n and depth more pictures have
+// come. A B-frame may so be shown before its decode time: offsets are signed.
 type reorder struct {
 	depth  int
 	queue  []*frame // decode order
@@ -110,13 +110,16 @@ func (u *unjump) place(t int64, now time.Time, ts uint32) int64 {
 		// Decode times are unsigned: leave room below for sound that begins
 		// before the picture, and for tracks that are not quite in step.
 		u.offset = int64(ts) * 10
+		if t < -u.offset/2 {
+			u.offset -= t
+		}
 	}
 	p := t + u.offset
 	if !u.lastNow.IsZero() {
 		d := toDuration(p-u.last, ts)
 		passed := now.Sub(u.lastNow)
-		if (d > jump || d < -backJump) && (d-passed > jump/2 || passed-d > jump/2) {
-			p = u.last + max(fromDuration(passed, ts), 1)
+		if d < -backJump || d > jump && (d-passed > jump/2 || passed-d > jump/2) || d > longestPause {
+			p = u.last + max(fromDuration(min(passed, longestPause), ts), 1)
 			u.offset = p - t
 		}
 	}

@@ -2,6 +2,7 @@ package spool
 
 import (
 	"context"
+	"math"
 	"slices"
 
 	"github.com/zipato/vms/pkg/vms"
@@ -10,12 +11,15 @@ import (
 
 // Cursor walks over a spool in order, behind the writer. One lane owns it.
 type Cursor struct {
-	s   *Spool
-	pos key // what was handed out last; ord -1 before the first
+	s    *Spool
+	have []vms.ChunkRange // ascending inside an epoch
+	pos  key              // what was handed out last; ord -1 before the first
 }
 
 // NewCursor returns a cursor that stands after the chunks that a worker says
-// it has: at the first held chunk that is not among them.
+// it has: before the first held chunk that is not among them. What lies between
+// the worker's last chunk before that one and the chunk itself is a hole that
+// has to be explained: it was dropped, or went another way.
 func (s *Spool) NewCursor(have []vms.ChunkRange) *Cursor {
 	var set vms.ChunkSet
 	for _, r := range have {
@@ -23,27 +27,33 @@ func (s *Spool) NewCursor(have []vms.ChunkRange) *Cursor {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c := &Cursor{s: s, pos: key{ord: -1}}
+	c := &Cursor{s: s, have: set.Ranges(), pos: key{ord: -1}}
 	for _, e := range s.entries {
 		if e.chunk == nil {
 			continue // an end is cheap to say again
 		}
 		if !set.Has(s.epochs[e.ord].epoch, e.seq) {
+			c.enter(e.ord, e.seq)
 			return c
 		}
 		c.pos = e.key
 	}
-	if c.pos.ord >= 0 || len(s.epochs) == 0 {
-		return c
-	}
-	// Nothing is held. What the worker has of the present epoch is where it stands.
-	ord := len(s.epochs) - 1
-	for _, r := range set.Ranges() {
-		if r.Epoch == s.epochs[ord].epoch {
-			c.pos = key{ord: ord, seq: r.Last}
-		}
+	// Nothing is held that the worker has not. What it has of the present epoch is where it stands.
+	if n := len(s.epochs); n > 0 {
+		c.enter(n-1, math.MaxUint64)
 	}
 	return c
+}
+
+// enter moves the cursor to the last chunk before seq that the worker has of
+// an epoch, unless it stands behind that already.
+func (c *Cursor) enter(ord int, seq uint64) {
+	for _, r := range c.have {
+		k := key{ord: ord, seq: r.Last}
+		if r.Epoch == c.s.epochs[ord].epoch && r.Last < seq && c.pos.compare(k) < 0 {
+			c.pos = k
+		}
+	}
 }
 
 // Next returns what follows, waiting until there is something or ctx ends.
@@ -73,9 +83,16 @@ func (c *Cursor) try() (wire.Outgoing, <-chan struct{}) {
 		return wire.Outgoing{}, c.s.changed
 	}
 	e := &c.s.entries[i]
-	if e.ord == c.pos.ord && e.seq > c.pos.seq+1 && e.chunk != nil {
-		g := c.s.explain(e.ord, c.pos.seq+1, e.seq-1)
-		c.pos = key{ord: e.ord, seq: e.seq - 1}
+	before := e.seq // the chunk that has to be sent or explained before e
+	if e.chunk != nil {
+		before--
+	}
+	if e.ord != c.pos.ord || before > c.pos.seq {
+		c.enter(e.ord, before+1)
+	}
+	if e.ord == c.pos.ord && before > c.pos.seq {
+		g := c.s.explain(e.ord, c.pos.seq+1, before)
+		c.pos = key{ord: e.ord, seq: before}
 		return wire.Outgoing{Gap: &g}, nil
 	}
 	c.pos = e.key

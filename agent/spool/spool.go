@@ -23,9 +23,9 @@ type Spool struct {
 	epochs  []epochState
 	holes   []hole
 	bytes   int64
-	// starving: a GOP was dropped up to its newest chunk, so what follows of it
-	// cannot be decoded either.
-	starving bool
+	// starving says why a GOP was dropped up to its newest chunk, so that what
+	// follows of it cannot be decoded either; empty when it was not.
+	starving vms.Cause
 	changed  chan struct{} // closed and replaced when entries or holes change
 	durable  time.Time     // end of the newest chunk known to be durable
 	lost     uint64        // chunks dropped and declared
@@ -121,13 +121,13 @@ func (s *Spool) Init(e vms.Epoch, id uint32) (vms.Init, bool) {
 func (s *Spool) Append(c vms.Chunk) {
 	s.mu.Lock()
 	ord := s.ordinal(c.Epoch)
-	if s.starving && !c.Flags.Has(vms.FlagKey) {
-		s.dropped(ord, &c, vms.CauseBufferFull)
+	if s.starving != "" && !c.Flags.Has(vms.FlagKey) {
+		s.dropped(ord, &c, s.starving)
 		s.notify()
 		s.mu.Unlock()
 		return
 	}
-	s.starving = false
+	s.starving = ""
 	s.entries = append(s.entries, entry{key: key{ord: ord, seq: c.Seq}, chunk: &c})
 	n := size(&c)
 	s.bytes += n
@@ -177,15 +177,44 @@ func (s *Spool) Durable(ranges []vms.ChunkRange) {
 	})
 	s.bytes -= freed
 	if len(s.entries) != before {
-		for i := range s.epochs[:len(s.epochs)-1] {
-			if !s.holdsEpoch(i) {
-				s.epochs[i].inits = nil
-			}
-		}
+		s.freeInits()
 		s.notify()
 	}
 	s.mu.Unlock()
 	s.budget.add(-freed)
+}
+
+// freeInits forgets the inits that no held chunk names, but for the newest of
+// the present epoch, which the next chunk names.
+func (s *Spool) freeInits() {
+	least := make(map[int]uint32)
+	for _, e := range s.entries {
+		if e.chunk == nil {
+			continue
+		}
+		if n, ok := least[e.ord]; !ok || e.chunk.Init < n {
+			least[e.ord] = e.chunk.Init
+		}
+	}
+	for i := range s.epochs {
+		inits := s.epochs[i].inits
+		n, held := least[i]
+		switch {
+		case held:
+		case i < len(s.epochs)-1:
+			s.epochs[i].inits = nil
+			continue
+		default:
+			for id := range inits {
+				n = max(n, id)
+			}
+		}
+		for id := range inits {
+			if id < n {
+				delete(inits, id)
+			}
+		}
+	}
 }
 
 // Skip drops the GOP of a chunk that the worker will never take.
@@ -204,8 +233,11 @@ func (s *Spool) Skip(e vms.Epoch, seq uint64) {
 		for to < len(s.entries) && !s.entries[to].startsGOP() && s.entries[to-1].follows(s.entries[to]) {
 			to++
 		}
+		newest := to == len(s.entries)
 		freed = s.drop(from, to, vms.CauseRejected)
-		s.starving = s.starving || to == len(s.entries)+(to-from)
+		if newest {
+			s.starving = vms.CauseRejected
+		}
 		s.notify()
 	}
 	s.mu.Unlock()
@@ -219,24 +251,24 @@ func (e entry) follows(n entry) bool {
 	return e.chunk != nil && n.chunk != nil && e.ord == n.ord && e.seq+1 == n.seq
 }
 
-// dropOldest drops the oldest GOP and returns the bytes it freed, 0 when
-// nothing is left.
+// dropOldest drops the oldest GOP, with the ends before it, and returns the
+// bytes it freed, 0 when nothing is left.
 func (s *Spool) dropOldest() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	to := 0
-	for to < len(s.entries) {
-		if to > 0 && (s.entries[to].startsGOP() || !s.entries[to-1].follows(s.entries[to])) {
-			break
-		}
-		to++
-	}
-	if to == 0 {
+	from := slices.IndexFunc(s.entries, func(e entry) bool { return e.chunk != nil })
+	if from < 0 {
 		return 0
 	}
-	all := to == len(s.entries)
+	to := from + 1
+	for to < len(s.entries) && !s.entries[to].startsGOP() && s.entries[to-1].follows(s.entries[to]) {
+		to++
+	}
+	newest := to == len(s.entries)
 	freed := s.drop(0, to, vms.CauseBufferFull)
-	s.starving = s.starving || all
+	if newest {
+		s.starving = vms.CauseBufferFull
+	}
 	s.notify()
 	return freed
 }
@@ -340,9 +372,16 @@ func (s *Spool) tidy() {
 	if len(s.holes) < 256 {
 		return
 	}
+	newest := make(map[int]uint64) // the last chunk of the last hole of each epoch
+	for _, h := range s.holes {
+		newest[h.ord] = max(newest[h.ord], h.last)
+	}
 	s.holes = slices.DeleteFunc(s.holes, func(h hole) bool {
-		return h.committed && (len(s.entries) == 0 || h.ord < s.entries[0].ord ||
-			h.ord == s.entries[0].ord && h.last+1 < s.entries[0].seq)
+		if !h.committed || h.ord >= 0 && h.last == newest[h.ord] {
+			return false
+		}
+		return h.ord < 0 || len(s.entries) == 0 || h.ord < s.entries[0].ord ||
+			h.ord == s.entries[0].ord && h.last+1 < s.entries[0].seq
 	})
 }
 

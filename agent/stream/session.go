@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"strings"
 	"time"
 
 	"github.com/zipato/vms/agent/camera"
@@ -63,7 +64,7 @@ func (s source) Cursor(have []vms.ChunkRange) uplink.Cursor { return s.NewCursor
 
 // hello begins a session.
 func (s *Stream) hello() *wire.SessionHello {
-	return &wire.SessionHello{Agent: s.cfg.Agent, Boot: s.cfg.Boot, Epoch: s.epoch, Holding: s.cfg.Spool.Holding()}
+	return &wire.SessionHello{Agent: s.cfg.Agent, Boot: s.cfg.Boot, Epoch: s.Epoch(), Holding: s.cfg.Spool.Holding()}
 }
 
 // sessionState is told when the session comes and goes.
@@ -124,21 +125,28 @@ func (s *Stream) learnTime(m *wire.TimeAnswer) {
 
 // change applies f and tells everybody when the state became another.
 func (s *Stream) change(f func()) {
-	s.stateMu.Lock()
-	f()
-	st := s.derive()
-	s.stateMu.Unlock()
-	s.set(st)
+	s.set(func() Status { f(); return s.derive() })
 }
 
-func (s *Stream) set(st Status) {
+// maxProblem bounds a problem: the NVR refuses a longer one (wire.StreamState).
+const maxProblem = 1000
+
+// set makes what f returns the state. f is called under stateMu. Changes are
+// told one after the other: the last one told is the state.
+func (s *Stream) set(f func() Status) {
+	s.tellMu.Lock()
+	defer s.tellMu.Unlock()
 	s.stateMu.Lock()
-	if st == s.status {
-		s.stateMu.Unlock()
-		return
+	st := f()
+	if len(st.Problem) > maxProblem {
+		st.Problem = strings.ToValidUTF8(st.Problem[:maxProblem], "")
 	}
+	same := st == s.status
 	s.status = st
 	s.stateMu.Unlock()
+	if same {
+		return
+	}
 	s.cfg.Log.Info("stream state", "state", st.State, "problem", st.Problem)
 	s.send(&wire.StreamState{State: st.State, Problem: st.Problem})
 	s.cfg.OnState(st)

@@ -70,7 +70,6 @@ type Status struct {
 // Stream is one run. Make it with New, and call Run once.
 type Stream struct {
 	cfg      Config
-	epoch    vms.Epoch
 	assigned *uplink.Assigned
 	session  *uplink.Session
 	lane     *uplink.Lane
@@ -78,11 +77,15 @@ type Stream struct {
 
 	mu      sync.Mutex // guards the muxer and what follows
 	mux     *mux.Mux
+	epoch   vms.Epoch
 	lastSeq uint64
 	lastEnd time.Time // UTC of the end of the newest chunk, or the start of the stream
+	lastAt  time.Time // when it came, on the system's clock,
+	lastUTC time.Time // and what that was in UTC then: the hub's clock may be set later
 	away    *vms.Gap  // the camera's absence, while it lasts
 	ended   bool      // the end after lastSeq was said
 
+	tellMu   sync.Mutex // taken before stateMu; orders what is told of the state
 	stateMu  sync.Mutex
 	camState camera.State
 	laneErr  error
@@ -101,13 +104,8 @@ func New(cfg Config) *Stream {
 		status: Status{State: wire.StateStarting}, asked: make(map[int64]time.Time),
 	}
 	s.mux = mux.New(mux.Config{
-		Epoch: s.epoch, Phase: cfg.Phase,
-		OnInit: cfg.Spool.PutInit,
-		OnChunk: func(c vms.Chunk) {
-			s.explainAbsence(c.Start)
-			s.lastSeq, s.lastEnd, s.ended = c.Seq, c.End, false
-			cfg.Spool.Append(c)
-		},
+		Epoch: s.epoch, NewEpoch: vms.NewEpoch, Phase: cfg.Phase,
+		OnInit: cfg.Spool.PutInit, OnChunk: s.chunk,
 	})
 	s.source = &camera.Source{
 		Camera: cfg.Camera, Sink: (*sink)(s), Log: cfg.Log, Known: cfg.Known, Remember: cfg.Remember,
@@ -140,8 +138,24 @@ func (s *Stream) Status() Status {
 // SID names the session that the stream was started with.
 func (s *Stream) SID() vms.SID { return s.cfg.SID }
 
-// Epoch names this run's sequence numbers.
-func (s *Stream) Epoch() vms.Epoch { return s.epoch }
+// Epoch names the sequence numbers that are being written.
+func (s *Stream) Epoch() vms.Epoch {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.epoch
+}
+
+// chunk takes what was muxed. s.mu is held.
+func (s *Stream) chunk(c vms.Chunk) {
+	if c.Epoch != s.epoch {
+		s.end("clock_set_back")
+		s.epoch = c.Epoch
+	}
+	s.explainAbsence(c.Start)
+	s.lastSeq, s.ended = c.Seq, false
+	s.capturedUntil(c.End)
+	s.cfg.Spool.Append(c)
+}
 
 // Captured returns the UTC up to which chunks were made.
 func (s *Stream) Captured() time.Time {
@@ -167,7 +181,9 @@ func (s *Stream) Mux() mux.Stats {
 // Config.Drain, and returns nil. An error means that going on is of no use:
 // the NVR refuses the session, or the camera's address is none.
 func (s *Stream) Run(ctx context.Context) error {
-	s.lastEnd = s.cfg.Clock.Now()
+	s.mu.Lock()
+	s.capturedUntil(s.cfg.Clock.Now())
+	s.mu.Unlock()
 	// The camera stops first; the rest goes on until all is sent.
 	rest, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -186,20 +202,24 @@ func (s *Stream) Run(ctx context.Context) error {
 		}
 		s.endAll("stopped")
 		s.drain(gctx)
+		if gctx.Err() == nil { // the session is still there to say so
+			s.set(func() Status { return Status{State: wire.StateStopped} })
+		}
 		return nil
 	})
 	err := g.Wait()
 	var refused uplink.Refused
-	switch {
-	case err == nil:
-		s.set(Status{State: wire.StateStopped})
-	case errors.As(err, &refused):
-		s.set(Status{State: wire.StateRefused, Problem: sentence(refused.Problem)})
-	case errors.Is(err, vms.ErrInvalid):
-		s.set(Status{State: wire.StateBadCamera, Problem: err.Error()})
-	default:
-		s.set(Status{State: wire.StateRefused, Problem: err.Error()})
-	}
+	s.set(func() Status {
+		switch {
+		case err == nil:
+			return Status{State: wire.StateStopped}
+		case errors.As(err, &refused):
+			return Status{State: wire.StateRefused, Problem: sentence(refused.Problem)}
+		case errors.Is(err, vms.ErrInvalid):
+			return Status{State: wire.StateBadCamera, Problem: err.Error()}
+		}
+		return Status{State: wire.StateRefused, Problem: err.Error()}
+	})
 	return err
 }
 
@@ -302,10 +322,34 @@ func (s *Stream) endAll(cause string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mux.Flush()
+	s.end(cause)
+}
+
+// end says that nothing follows the newest chunk for now. s.mu is held.
+func (s *Stream) end(cause string) {
 	if s.lastSeq > 0 && !s.ended {
 		s.ended = true
 		s.cfg.Spool.End(s.epoch, s.lastSeq, cause)
 	}
+}
+
+// clockStep is how far the hub's clock has to be set for that to be noticed here.
+const clockStep = 5 * time.Second
+
+// absentSince is the end of the newest chunk by the hub's clock as it is now:
+// when that was corrected since, the correction is no absence. s.mu is held.
+func (s *Stream) absentSince() time.Time {
+	now, _ := s.cfg.Clock.UTC(s.lastAt)
+	if by := now.Sub(s.lastUTC); by.Abs() > clockStep {
+		return s.lastEnd.Add(by)
+	}
+	return s.lastEnd
+}
+
+// capturedUntil notes the end of the newest chunk. s.mu is held.
+func (s *Stream) capturedUntil(end time.Time) {
+	s.lastEnd, s.lastAt = end, time.Now()
+	s.lastUTC, _ = s.cfg.Clock.UTC(s.lastAt)
 }
 
 // growAbsence declares a camera's absence while it lasts.
@@ -313,28 +357,30 @@ func (s *Stream) growAbsence() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.cfg.Clock.Now()
-	if now.Sub(s.lastEnd) < offlineGap {
+	since := s.absentSince()
+	if now.Sub(since) < offlineGap {
 		return
 	}
 	if s.away == nil {
-		s.away = &vms.Gap{ID: vms.NewID[vms.GapID]("gap"), Cause: vms.CauseCameraOffline, TimeRange: vms.TimeRange{Start: s.lastEnd}}
+		s.away = &vms.Gap{ID: vms.NewID[vms.GapID]("gap"), Cause: vms.CauseCameraOffline}
 	}
-	s.away.End = now
+	s.away.Start, s.away.End = since, now
 	s.cfg.Spool.Declare(*s.away)
 }
 
 // explainAbsence closes the gap before a chunk that begins at start. s.mu is held.
 func (s *Stream) explainAbsence(start time.Time) {
-	d := start.Sub(s.lastEnd)
+	since := s.absentSince()
+	d := start.Sub(since)
 	if s.away == nil && (d < time.Millisecond || s.lastSeq == 0 && d < startUp) {
 		return
 	}
 	g := s.away
 	s.away = nil
 	if g == nil {
-		g = &vms.Gap{ID: vms.NewID[vms.GapID]("gap"), Cause: vms.CauseCameraOffline, TimeRange: vms.TimeRange{Start: s.lastEnd}}
+		g = &vms.Gap{ID: vms.NewID[vms.GapID]("gap"), Cause: vms.CauseCameraOffline}
 	}
-	g.End = start
+	g.Start, g.End = since, start
 	if g.End.After(g.Start) {
 		s.cfg.Spool.Declare(*g)
 	}

@@ -27,6 +27,9 @@ const (
 	// writeTimeout bounds a control message. Chunks have no deadline of their
 	// own: on a slow uplink one may take minutes while acknowledgements come in.
 	writeTimeout = 15 * time.Second
+	// lastWord is how long a connection that can no longer be written to is still
+	// read: the other side may have said why it closes.
+	lastWord = 2 * time.Second
 )
 
 // Credential is what a hub proves itself with.
@@ -36,11 +39,11 @@ type Credential struct {
 }
 
 // dial opens a WebSocket. A refusal before the upgrade is a *problem.Problem.
-func dial(ctx context.Context, u, protocol string, h http.Header) (*websocket.Conn, *http.Response, error) {
+func dial(ctx context.Context, client *http.Client, u, protocol string, h http.Header) (*websocket.Conn, *http.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	c, resp, err := websocket.Dial(ctx, u, &websocket.DialOptions{
-		HTTPHeader: h, Subprotocols: []string{protocol}, CompressionMode: websocket.CompressionDisabled,
+		HTTPClient: client, HTTPHeader: h, Subprotocols: []string{protocol}, CompressionMode: websocket.CompressionDisabled,
 	})
 	if err != nil {
 		if resp != nil && resp.StatusCode >= 400 {
@@ -55,19 +58,19 @@ func dial(ctx context.Context, u, protocol string, h http.Header) (*websocket.Co
 	return c, resp, nil
 }
 
-// dialSession shakes hands with the NVR: a first try to learn the nonce, a
+// dial shakes hands with the NVR: a first try to learn the nonce, a
 // second one with the proof.
-func dialSession(ctx context.Context, cred Credential, rawURL string, sid vms.SID, token string) (*websocket.Conn, error) {
-	u, err := url.Parse(rawURL)
+func (s *Session) dial(ctx context.Context) (*websocket.Conn, error) {
+	u, err := url.Parse(s.URL)
 	if err != nil || u.Host == "" || (u.Scheme != "ws" && u.Scheme != "wss") {
-		return nil, fmt.Errorf("%w: NVR URL %q, want ws:// or wss://", vms.ErrInvalid, rawURL)
+		return nil, fmt.Errorf("%w: NVR URL %q, want ws:// or wss://", vms.ErrInvalid, s.URL)
 	}
-	if sid != "" {
+	if s.SID != "" {
 		q := u.Query()
-		q.Set("sid", string(sid))
+		q.Set("sid", string(s.SID))
 		u.RawQuery = q.Encode()
 	}
-	conn, resp, err := dial(ctx, u.String(), wire.SessionProtocol, nil)
+	conn, resp, err := dial(ctx, s.client, u.String(), wire.SessionProtocol, nil)
 	if err == nil {
 		conn.CloseNow()
 		return nil, fmt.Errorf("the NVR at %s asked for no proof of identity", u.Host)
@@ -79,11 +82,11 @@ func dialSession(ctx context.Context, cred Credential, rawURL string, sid vms.SI
 	if !ok {
 		return nil, err
 	}
-	h := http.Header{"Authorization": {wire.Prove(cred.Key, nonce, cred.Hub, u.Host, sid).Header()}}
-	if token != "" {
-		h.Set(wire.TokenHeader, token)
+	h := http.Header{"Authorization": {wire.Prove(s.Credential.Key, nonce, s.Credential.Hub, u.Host, s.SID).Header()}}
+	if s.Token != "" {
+		h.Set(wire.TokenHeader, s.Token)
 	}
-	conn, _, err = dial(ctx, u.String(), wire.SessionProtocol, h)
+	conn, _, err = dial(ctx, s.client, u.String(), wire.SessionProtocol, h)
 	return conn, err
 }
 

@@ -55,7 +55,8 @@ type Lane struct {
 	// OnWatched is told whether somebody looks at the live picture.
 	OnWatched func(bool)
 
-	resume    string // ticket of the worker instance that had the stream last
+	client    *http.Client // of tests; nil: the default
+	resume    string       // ticket of the worker instance that had the stream last
 	resumeURL string
 }
 
@@ -133,7 +134,7 @@ func (l *Lane) Run(ctx context.Context) error {
 			continue
 		case closed != nil && closed.Class == wire.ClassStop:
 			return fmt.Errorf("%w: %s", vms.ErrRevoked, closed.Message)
-		case closed != nil && closed.Class == wire.ClassSkip:
+		case closed != nil && closed.Class == wire.ClassSkip && closed.Seq > 0: // else its name was lost on the way: it will come again
 			l.Log.Error("the worker refused a chunk; its GOP becomes a gap", "epoch", closed.Epoch, "seq", closed.Seq, "err", err)
 			l.Source.Skip(closed.Epoch, closed.Seq)
 			wait = min(wait, time.Second)
@@ -190,13 +191,13 @@ func (l *Lane) runOnce(ctx context.Context, as *wire.Assign) (up bool, err error
 	} else {
 		l.resume = ""
 	}
-	conn, _, err := dial(ctx, as.WorkerURL, wire.PushProtocol, http.Header{"Authorization": {"Bearer " + ticket}})
+	conn, _, err := dial(ctx, l.client, as.WorkerURL, wire.PushProtocol, http.Header{"Authorization": {"Bearer " + ticket}})
 	if err != nil {
 		return false, fmt.Errorf("dial worker %s: %w", as.Worker, err)
 	}
 	defer conn.CloseNow()
 	conn.SetReadLimit(wire.MaxControl)
-	c := &laneConn{lane: l, conn: conn, granted: make(chan struct{}, 1), inits: map[initKey]bool{}, moved: time.Now()}
+	c := &laneConn{lane: l, conn: conn, granted: make(chan struct{}, 1), inits: map[initKey]bool{}, moved: time.Now(), patience: patience(as)}
 	welcome, err := c.greet(ctx)
 	if err != nil {
 		return false, err
@@ -204,15 +205,27 @@ func (l *Lane) runOnce(ctx context.Context, as *wire.Assign) (up bool, err error
 	l.resume, l.resumeURL = welcome.ResumeTicket, as.WorkerURL
 	l.OnState(nil)
 	l.OnWatched(welcome.Watched)
-	g, gctx := errgroup.WithContext(ctx)
+	// Being told to stop ends the sender, who closes, which ends the rest.
+	g, gctx := errgroup.WithContext(context.WithoutCancel(ctx))
 	g.Go(func() error { return c.receive(gctx) })
-	g.Go(func() error { return c.send(gctx, l.Source.Cursor(welcome.Have)) })
+	g.Go(func() error {
+		sctx, cancel := context.WithCancel(gctx)
+		defer cancel()
+		defer context.AfterFunc(ctx, cancel)()
+		err := c.send(sctx, l.Source.Cursor(welcome.Have))
+		if ctx.Err() != nil {
+			conn.Close(websocket.StatusNormalClosure, "the agent is done")
+		}
+		return err
+	})
 	g.Go(func() error { return l.watchAssignment(gctx, as) })
-	err = g.Wait()
-	if ctx.Err() != nil {
-		conn.Close(websocket.StatusNormalClosure, "the agent is done")
-	}
-	return true, err
+	return true, g.Wait()
+}
+
+// patience is how long a durable mark may stand still: stalled, or more where
+// recordings are so long that it moves less often.
+func patience(as *wire.Assign) time.Duration {
+	return max(stalled, 2*time.Duration(as.Segment.RecordingMS)*time.Millisecond)
 }
 
 // watchAssignment ends the connection when the NVR moves the stream.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/coder/websocket"
 
+	"github.com/zipato/vms/pkg/retry"
 	"github.com/zipato/vms/pkg/vms"
 	"github.com/zipato/vms/pkg/wire"
 )
@@ -20,6 +21,8 @@ type laneConn struct {
 
 	inits   map[initKey]bool // sent on this connection
 	granted chan struct{}    // credit grew
+	// patience is how long the durable mark may stand still.
+	patience time.Duration
 
 	mu       sync.Mutex
 	credit   int64 // absolute, as granted
@@ -127,9 +130,9 @@ func (c *laneConn) ack(m *wire.Ack) error {
 			c.newest = vms.ChunkRange{} // nothing outstanding
 		}
 	}
-	if time.Since(c.moved) > stalled {
+	if time.Since(c.moved) > c.patience {
 		return &CloseError{wire.ErrorMessage{Class: wire.ClassReassign, Code: "stalled",
-			Message: fmt.Sprintf("nothing became durable for %v", stalled)}}
+			Message: fmt.Sprintf("nothing became durable for %v", c.patience)}}
 	}
 	return nil
 }
@@ -152,9 +155,18 @@ func (c *laneConn) send(ctx context.Context, cur Cursor) error {
 			err = c.sendChunk(ctx, item.Chunk, header[:0])
 		}
 		if err != nil {
-			return err
+			return c.lastWord(ctx, err)
 		}
 	}
+}
+
+// lastWord returns err, which ended the sending, but not before the worker's
+// own reason could be read: a refusal that is lost would only come again.
+func (c *laneConn) lastWord(ctx context.Context, err error) error {
+	if closed := (*CloseError)(nil); !errors.As(err, &closed) {
+		retry.Sleep(ctx, lastWord)
+	}
+	return err
 }
 
 func (c *laneConn) sendChunk(ctx context.Context, ch *vms.Chunk, header []byte) error {

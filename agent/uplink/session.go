@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"sync"
 	"time"
 
@@ -38,9 +39,14 @@ type Session struct {
 	// could not be opened (why).
 	OnState func(error)
 
+	client *http.Client // of tests; nil: the default
+
 	mu  sync.Mutex
 	out chan wire.SessionMessage // nil while down
 }
+
+// errEncode: a message of ours is none of the protocol.
+var errEncode = errors.New("cannot be sent")
 
 // Refused says that the NVR will not have this session, and why: trying again
 // with the same sid and token is of no use.
@@ -93,7 +99,7 @@ func (s *Session) Run(ctx context.Context) error {
 
 // runOnce lives as long as one connection. up says whether there was one.
 func (s *Session) runOnce(ctx context.Context) (up bool, err error) {
-	conn, err := dialSession(ctx, s.Credential, s.URL, s.SID, s.Token)
+	conn, err := s.dial(ctx)
 	if err != nil {
 		return false, err
 	}
@@ -106,25 +112,50 @@ func (s *Session) runOnce(ctx context.Context) (up bool, err error) {
 	s.setOut(out)
 	defer s.setOut(nil)
 	s.OnState(nil)
-	g, gctx := errgroup.WithContext(ctx)
+	// Being told to stop ends the writer, after the last words; the writer ends the rest.
+	g, gctx := errgroup.WithContext(context.WithoutCancel(ctx))
 	g.Go(func() error { return s.read(gctx, conn, out) })
-	g.Go(func() error {
+	g.Go(func() error { return s.write(ctx, gctx, conn, out) })
+	return true, g.Wait()
+}
+
+// write sends what is queued until the connection ends (gctx), or until stop
+// ends: then it sends what is left and closes.
+func (s *Session) write(stop, gctx context.Context, conn *websocket.Conn, out <-chan wire.SessionMessage) error {
+	send := func(m wire.SessionMessage) error {
+		err := writeMessage(gctx, conn, m)
+		if errors.Is(err, errEncode) {
+			// To drop the connection would only bring the same message again.
+			s.Log.Error("message not sent", "err", err)
+			return nil
+		}
+		return err
+	}
+	for {
+		select {
+		case <-gctx.Done():
+			return gctx.Err()
+		case m := <-out:
+			if err := send(m); err != nil {
+				return err
+			}
+			continue
+		case <-stop.Done():
+		}
+		s.setOut(nil) // who sends from now on hears that it is too late
 		for {
 			select {
-			case <-gctx.Done():
-				// Ours to close when we were told to stop; otherwise it is closed already.
-				if ctx.Err() != nil {
-					conn.Close(websocket.StatusNormalClosure, "the agent is done")
-				}
-				return gctx.Err()
 			case m := <-out:
-				if err := writeMessage(gctx, conn, m); err != nil {
+				if err := send(m); err != nil {
 					return err
 				}
+				continue
+			default:
 			}
+			conn.Close(websocket.StatusNormalClosure, "the agent is done")
+			return stop.Err()
 		}
-	})
-	return true, g.Wait()
+	}
 }
 
 func (s *Session) read(ctx context.Context, conn *websocket.Conn, out chan<- wire.SessionMessage) error {
@@ -163,7 +194,7 @@ func (s *Session) read(ctx context.Context, conn *websocket.Conn, out chan<- wir
 func writeMessage(ctx context.Context, conn *websocket.Conn, m wire.SessionMessage) error {
 	data, err := wire.EncodeSession(m)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errEncode, err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()

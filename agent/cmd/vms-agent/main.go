@@ -82,7 +82,9 @@ func serve(ctx context.Context, o options, stderr io.Writer) error {
 	}
 	cfg := agent.Config{Dir: o.data, Listen: o.listen, RAM: o.ram, Drain: o.drain, Version: version, Log: log}
 	if o.names != "" {
-		cfg.Names = strings.Split(o.names, ",")
+		for name := range strings.SplitSeq(o.names, ",") {
+			cfg.Names = append(cfg.Names, strings.TrimSpace(name))
+		}
 	}
 	a, err := agent.New(cfg)
 	if err != nil {

@@ -1,0 +1,506 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/zipato/vms/agent/lan"
+	"github.com/zipato/vms/pkg/problem"
+	"github.com/zipato/vms/pkg/token"
+	"github.com/zipato/vms/pkg/vms"
+	"github.com/zipato/vms/pkg/vmstest"
+	"github.com/zipato/vms/pkg/vmstest/camtest"
+	"github.com/zipato/vms/pkg/wire"
+)
+
+// cloudStub enrols hubs, and answers handshakes as the test says.
+type cloudStub struct {
+	t      *testing.T
+	srv    *httptest.Server
+	signer *token.Signer
+	// refuse is the problem that a stream's proof is answered with; empty: it is let in.
+	refuse string
+	status int
+	proofs atomic.Int32 // of streams
+	ahead  time.Duration
+
+	mu     sync.Mutex
+	states []string // that streams told
+	line   chan wire.SessionMessage
+	toHub  chan wire.SessionMessage // over the control line
+}
+
+func newCloud(t *testing.T) *cloudStub {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := token.NewSigner(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cloudStub{t: t, signer: signer, line: make(chan wire.SessionMessage, 100), toHub: make(chan wire.SessionMessage)}
+	c.srv = httptest.NewServer(http.HandlerFunc(c.serve))
+	t.Cleanup(func() {
+		c.srv.CloseClientConnections()
+		c.srv.Close()
+		http.DefaultClient.CloseIdleConnections()
+	})
+	return c
+}
+
+func (c *cloudStub) nvrURL() string {
+	return "ws" + strings.TrimPrefix(c.srv.URL, "http") + "/session/v1"
+}
+
+func (c *cloudStub) serve(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "/api/v1/enroll" {
+		w.WriteHeader(201)
+		_ = json.NewEncoder(w).Encode(map[string]any{"hub_id": "hub_1", "nvr_url": c.nvrURL(), "token_keys": c.signer.JWKS()})
+		return
+	}
+	if _, ok, _ := wire.ParseProof(r.Header); !ok {
+		w.Header().Set("WWW-Authenticate", wire.Challenge("n"))
+		problem.Write(w, &problem.Problem{Type: wire.ProblemNonce, Status: 401, Title: "Prove"})
+		return
+	}
+	stream := r.URL.Query().Get("sid") != ""
+	if stream {
+		c.proofs.Add(1)
+		if c.refuse != "" {
+			problem.Write(w, &problem.Problem{Type: c.refuse, Status: c.status, Title: "Refused", Detail: "The test says no."})
+			return
+		}
+	}
+	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{wire.SessionProtocol}})
+	if err != nil {
+		return
+	}
+	defer ws.CloseNow()
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	send := func(m wire.SessionMessage) {
+		if data, err := wire.EncodeSession(m); err == nil {
+			_ = ws.Write(ctx, websocket.MessageText, data)
+		}
+	}
+	if !stream {
+		wg.Go(func() {
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case m := <-c.toHub:
+					send(m)
+				}
+			}
+		})
+	}
+	for {
+		_, data, err := ws.Read(ctx)
+		if err != nil {
+			return
+		}
+		m, err := wire.DecodeSession(data)
+		if err != nil {
+			c.t.Errorf("message of the agent: %v", err)
+			return
+		}
+		switch m := m.(type) {
+		case *wire.TimeQuery:
+			send(&wire.TimeAnswer{Sent: m.Sent, ServerTime: time.Now().Add(c.ahead)})
+		case *wire.StreamState:
+			c.mu.Lock()
+			c.states = append(c.states, m.State)
+			c.mu.Unlock()
+		}
+		if !stream {
+			c.line <- m
+		}
+	}
+}
+
+// token returns one for a channel, edited.
+func (c *cloudStub) token(t *testing.T, edit func(*token.Stream)) string {
+	t.Helper()
+	s := token.Stream{NVR: c.nvrURL(), SID: "sid_1", Channel: "ch_1", Hub: "hub_1", Issued: time.Now(), Expires: time.Now().Add(time.Hour)}
+	if edit != nil {
+		edit(&s)
+	}
+	tok, err := c.signer.SignStream(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tok
+}
+
+// hub is an agent that runs, and its local API.
+type hub struct {
+	t    *testing.T
+	a    *Agent
+	url  string
+	key  string
+	stop func()
+}
+
+func runHub(t *testing.T, c *cloudStub) *hub {
+	t.Helper()
+	dir := t.TempDir()
+	if _, err := Enroll(t.Context(), c.srv.URL, "code", "test", dir); err != nil {
+		t.Fatal(err)
+	}
+	key, err := os.ReadFile(filepath.Join(dir, "lan-key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := New(Config{Dir: dir, Listener: l, Log: vmstest.Log(t), Drain: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	h := &hub{t: t, a: a, url: "http://" + l.Addr().String(), key: strings.TrimSpace(string(key))}
+	h.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run = %v", err)
+		}
+		http.DefaultClient.CloseIdleConnections()
+	})
+	t.Cleanup(h.stop)
+	return h
+}
+
+// call does one request and returns status and body.
+func (h *hub) call(method, path string, body any) (int, string) {
+	h.t.Helper()
+	data, err := json.Marshal(body)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(h.t.Context(), method, h.url+path, bytes.NewReader(data))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+h.key)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return resp.StatusCode, string(text)
+}
+
+func (h *hub) start(tok string, cam vms.Camera) (int, string) {
+	return h.call("POST", "/v1/streams", map[string]any{"token": tok, "camera": cam})
+}
+
+func (h *hub) streams() []lan.Stream {
+	h.t.Helper()
+	_, body := h.call("GET", "/v1/streams", nil)
+	var out struct{ Streams []lan.Stream }
+	if err := json.Unmarshal([]byte(body), &out); err != nil {
+		h.t.Fatalf("%v: %s", err, body)
+	}
+	return out.Streams
+}
+
+// until polls the only stream until ok.
+func (h *hub) until(what string, ok func(lan.Stream) bool) lan.Stream {
+	h.t.Helper()
+	var last []lan.Stream
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+		if last = h.streams(); len(last) == 1 && ok(last[0]) {
+			return last[0]
+		}
+		select {
+		case <-h.t.Context().Done():
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	h.t.Fatalf("%s: streams are %+v", what, last)
+	return lan.Stream{}
+}
+
+func TestStartListStop(t *testing.T) {
+	vmstest.NoLeaks(t)
+	c := newCloud(t)
+	cam := camtest.Start(t, camtest.Options{Loop: true, Username: "admin", Password: "pa55"})
+	h := runHub(t, c)
+	tok := c.token(t, nil)
+	code, body := h.start(tok, cam.Camera())
+	if code != 201 || strings.Contains(body, "pa55") {
+		t.Fatalf("start: %d %s", code, body)
+	}
+	first := h.until("frames come and no worker is there", func(s lan.Stream) bool { return s.State == wire.StateBuffering && s.HeldChunks > 3 })
+	if first.Channel != "ch_1" || first.Origin != "lan" || first.CapturedUntil.IsZero() || first.CameraSessions != 1 {
+		t.Errorf("stream %+v", first)
+	}
+	// The same again changes nothing.
+	if code, body := h.start(c.token(t, nil), cam.Camera()); code != 201 || !strings.Contains(body, string(first.ID)) {
+		t.Errorf("start again: %d %s", code, body)
+	}
+	if n := cam.Plays(); n != 1 {
+		t.Errorf("the camera was opened %d times", n)
+	}
+	// Another camera replaces it.
+	other := camtest.Start(t, camtest.Options{Loop: true})
+	if code, body := h.start(tok, other.Camera()); code != 201 {
+		t.Errorf("start with another camera: %d %s", code, body)
+	}
+	second := h.until("the other camera", func(s lan.Stream) bool { return s.ID != first.ID && s.CameraSessions == 1 })
+	if code, body := h.call("DELETE", "/v1/streams/"+string(first.ID), nil); code != 404 {
+		t.Errorf("stop what was replaced: %d %s", code, body)
+	}
+	if code, body := h.call("DELETE", "/v1/streams/"+string(second.ID), nil); code != 204 {
+		t.Errorf("stop: %d %s", code, body)
+	}
+	for deadline := time.Now().Add(10 * time.Second); len(h.streams()) > 0; {
+		if time.Now().After(deadline) {
+			t.Fatalf("still there: %+v", h.streams())
+		}
+	}
+	h.stop()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n := len(c.states); n == 0 || c.states[n-1] != wire.StateStopped {
+		t.Errorf("the NVR heard %q, want the stop at the end", c.states)
+	}
+}
+
+func TestTokensOfOthersAreRefused(t *testing.T) {
+	vmstest.NoLeaks(t)
+	c, foreign := newCloud(t), newCloud(t)
+	h := runHub(t, c)
+	cam := vms.Camera{URL: "rtsp://192.0.2.1/"}
+	good := c.token(t, nil)
+	for name, tt := range map[string]struct {
+		token string
+		cam   vms.Camera
+		want  int
+	}{
+		"foreign cloud":  {foreign.token(t, func(s *token.Stream) { s.NVR = c.nvrURL() }), cam, 401},
+		"foreign NVR":    {c.token(t, func(s *token.Stream) { s.NVR = foreign.nvrURL() }), cam, 403},
+		"another hub":    {c.token(t, func(s *token.Stream) { s.Hub = "hub_2" }), cam, 403},
+		"expired":        {c.token(t, func(s *token.Stream) { s.Expires = time.Now().Add(-time.Hour) }), cam, 401},
+		"tampered":       {good[:len(good)-10] + "AAAAAAAAAA", cam, 401},
+		"none":           {"", cam, 400},
+		"too long":       {strings.Repeat("x", 10_000), cam, 400},
+		"no camera":      {good, vms.Camera{}, 400},
+		"a file":         {good, vms.Camera{URL: "file:///etc/passwd"}, 400},
+		"an HTTP server": {good, vms.Camera{URL: "http://192.0.2.1/"}, 400},
+	} {
+		if code, body := h.start(tt.token, tt.cam); code != tt.want || !strings.Contains(body, "detail") {
+			t.Errorf("%s: %d %s, want %d", name, code, body, tt.want)
+		}
+	}
+	if got := h.streams(); len(got) != 0 || c.proofs.Load() != 0 {
+		t.Errorf("streams %+v, %d handshakes", got, c.proofs.Load())
+	}
+	if code, body := h.start(c.token(t, func(s *token.Stream) { s.Hub = "" }), cam); code != 201 {
+		t.Errorf("a token for any hub of the account: %d %s", code, body)
+	}
+}
+
+// TestRefusalsOfTheNVRAreSaid, with what to do, and are not repeated.
+func TestRefusalsOfTheNVRAreSaid(t *testing.T) {
+	for typ, status := range map[string]int{
+		wire.ProblemProof: 401, wire.ProblemTokenInvalid: 401, wire.ProblemTokenExpired: 401, wire.ProblemHubUnknown: 403,
+		wire.ProblemHubMismatch: 403, wire.ProblemSIDUnknown: 404, wire.ProblemRevoked: 410,
+	} {
+		t.Run(strings.TrimPrefix(typ, problem.TypePrefix), func(t *testing.T) {
+			vmstest.NoLeaks(t)
+			c := newCloud(t)
+			c.refuse, c.status = typ, status
+			h := runHub(t, c)
+			if code, body := h.start(c.token(t, nil), vms.Camera{URL: "rtsp://127.0.0.1:1/"}); code != 201 {
+				t.Fatalf("start: %d %s", code, body)
+			}
+			s := h.until("refused", func(s lan.Stream) bool { return s.State == wire.StateRefused })
+			if !strings.Contains(s.Problem, "The test says no.") {
+				t.Errorf("problem %q", s.Problem)
+			}
+			if strings.Contains(typ, "token") && !strings.Contains(s.Problem, "new token") {
+				t.Errorf("problem %q does not say what to do", s.Problem)
+			}
+			if n := c.proofs.Load(); n != 1 {
+				t.Errorf("%d handshakes", n)
+			}
+			// A new token starts it anew.
+			if code, body := h.start(c.token(t, nil), vms.Camera{URL: "rtsp://127.0.0.1:1/"}); code != 201 || strings.Contains(body, string(s.ID)) {
+				t.Errorf("start after the refusal: %d %s", code, body)
+			}
+		})
+	}
+}
+
+func TestCameraProblemsAreSaid(t *testing.T) {
+	off := camtest.Start(t, camtest.Options{Loop: true})
+	off.PowerOff()
+	locked := camtest.Start(t, camtest.Options{Loop: true, Username: "admin", Password: "pa55"})
+	blind := camtest.Start(t, camtest.Options{Loop: true, NoVideo: true, Source: camtest.Clip(t, vmstest.ClipSpec{Audio: "aac"})})
+	wrong := locked.Camera()
+	wrong.URL = strings.Replace(wrong.URL, "pa55", "guess", 1)
+	for name, tt := range map[string]struct {
+		cam             vms.Camera
+		state, sentence string
+	}{
+		"unreachable":    {off.Camera(), wire.StateNoCamera, "refuses the connection"},
+		"wrong password": {wrong, wire.StateAuthFailed, "refuses the user name or password"},
+		"no video":       {blind.Camera(), wire.StateBadCamera, "offers no H264 or H265 video"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			vmstest.NoLeaks(t)
+			c := newCloud(t)
+			h := runHub(t, c)
+			if code, body := h.start(c.token(t, nil), tt.cam); code != 201 {
+				t.Fatalf("start: %d %s", code, body)
+			}
+			s := h.until(tt.state, func(s lan.Stream) bool { return s.State == tt.state })
+			if !strings.Contains(s.Problem, tt.sentence) || strings.Contains(s.Problem, "guess") || strings.Contains(s.Camera, "guess") {
+				t.Errorf("problem %q of camera %q", s.Problem, s.Camera)
+			}
+		})
+	}
+}
+
+// TestCommandsOfTheCloud: a hub whose clock is an hour ahead has learnt better
+// over the control line before it refuses a command as too late.
+func TestCommandsOfTheCloud(t *testing.T) {
+	vmstest.NoLeaks(t)
+	c := newCloud(t)
+	c.ahead = -time.Hour
+	h := runHub(t, c)
+	reply := func(id string) *wire.Reply {
+		t.Helper()
+		for {
+			select {
+			case m := <-c.line:
+				if r, ok := m.(*wire.Reply); ok && r.ID == id {
+					return r
+				}
+			case <-time.After(20 * time.Second):
+				t.Fatalf("no reply to %s", id)
+			}
+		}
+	}
+	for !h.a.clock.Known() {
+		select {
+		case <-t.Context().Done():
+			t.Fatal("the time was never learnt")
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	soon := time.Now().Add(c.ahead + time.Minute)
+	start := &wire.Start{ID: "cmd_1", Deadline: soon, Channel: "ch_1", SID: "sid_1", NVRURL: c.nvrURL(), Camera: vms.Camera{URL: "rtsp://127.0.0.1:1/"}}
+	c.toHub <- start
+	if r := reply("cmd_1"); !r.OK {
+		t.Fatalf("start: %+v", r)
+	}
+	s := h.until("started", func(s lan.Stream) bool { return s.Origin == "cloud" })
+	start.ID = "cmd_2"
+	c.toHub <- start
+	if r := reply("cmd_2"); !r.OK {
+		t.Errorf("start again: %+v", r)
+	}
+	if got := h.streams(); len(got) != 1 || got[0].ID != s.ID {
+		t.Errorf("streams %+v: the one that ran was replaced", got)
+	}
+	for id, m := range map[string]wire.SessionMessage{
+		"late":    &wire.Start{ID: "late", Deadline: soon.Add(-2 * time.Minute), Channel: "ch_2", SID: "sid_2", NVRURL: c.nvrURL(), Camera: start.Camera},
+		"foreign": &wire.Start{ID: "foreign", Deadline: soon, Channel: "ch_2", SID: "sid_2", NVRURL: "ws://evil.example/", Camera: start.Camera},
+		"camera":  &wire.Start{ID: "camera", Deadline: soon, Channel: "ch_2", SID: "sid_2", NVRURL: c.nvrURL(), Camera: vms.Camera{URL: "file:///x"}},
+	} {
+		c.toHub <- m
+		if r := reply(id); r.OK || r.Problem == "" {
+			t.Errorf("%s: %+v", id, r)
+		}
+	}
+	for _, id := range []string{"stop_1", "stop_2"} {
+		c.toHub <- &wire.Stop{ID: id, Deadline: soon, Channel: "ch_1"}
+		if r := reply(id); !r.OK {
+			t.Errorf("%s: %+v", id, r)
+		}
+	}
+	if code, body := h.call("GET", "/v1/status", nil); code != 200 || !strings.Contains(body, `"control":"online"`) {
+		t.Errorf("status: %d %s", code, body)
+	}
+}
+
+func TestSecondAgentOnOneDirectoryIsRefused(t *testing.T) {
+	vmstest.NoLeaks(t)
+	c := newCloud(t)
+	h := runHub(t, c)
+	if _, err := New(Config{Dir: h.a.cfg.Dir}); err == nil || !strings.Contains(err.Error(), "another agent runs") {
+		t.Errorf("New = %v", err)
+	}
+	h.stop()
+	a, err := New(Config{Dir: h.a.cfg.Dir, Log: vmstest.Log(t)})
+	if err != nil {
+		t.Fatalf("New = %v after the first agent ended", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := a.Run(ctx); err != nil {
+		t.Errorf("Run = %v", err)
+	}
+}
+
+func TestTakenPortIsSaid(t *testing.T) {
+	vmstest.NoLeaks(t)
+	c := newCloud(t)
+	dir := t.TempDir()
+	if _, err := Enroll(t.Context(), c.srv.URL, "code", "test", dir); err != nil {
+		t.Fatal(err)
+	}
+	a, err := New(Config{Dir: dir, Listen: strings.TrimPrefix(c.srv.URL, "http://"), Log: vmstest.Log(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "VMS_AGENT_LISTEN") {
+		t.Errorf("Run = %v", err)
+	}
+}
+
+func TestPhasesAreSpread(t *testing.T) {
+	for n := 2; n < maxStreams; n++ {
+		for i := range n {
+			for j := range i {
+				if d := (phase(i) - phase(j)).Abs(); d < 30*time.Second/time.Duration(4*n) {
+					t.Fatalf("streams %d and %d of %d are %v apart", i, j, n, d)
+				}
+			}
+			if p := phase(i); p < 0 || p >= 30*time.Second {
+				t.Fatal(fmt.Sprint("phase ", p))
+			}
+		}
+	}
+}

@@ -1,0 +1,384 @@
+package spool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/zipato/vms/pkg/vms"
+	"github.com/zipato/vms/pkg/vmstest"
+	"github.com/zipato/vms/pkg/wire"
+)
+
+const epoch = vms.Epoch(0xe)
+
+// put appends chunks of 744 + 256 bytes; those whose letter is 'k' begin a GOP.
+func put(s *Spool, first uint64, gops string) {
+	for i, r := range gops {
+		seq := first + uint64(i)
+		c := vms.Chunk{Epoch: epoch, Seq: seq, Init: 1, Payload: make([]byte, 744)}
+		if r == 'k' {
+			c.Flags = vms.FlagKey
+		}
+		c.Start = time.Unix(1_800_000_000+int64(seq), 0).UTC()
+		c.End = c.Start.Add(time.Second)
+		s.Append(c)
+	}
+}
+
+func rangeOf(first, last uint64) vms.ChunkRange {
+	return vms.ChunkRange{Epoch: epoch, First: first, Last: last}
+}
+
+// walk lists what a cursor hands out until it would wait.
+func walk(c *Cursor) string {
+	var out []string
+	for {
+		item, _ := c.try()
+		switch {
+		case item.Chunk != nil:
+			out = append(out, fmt.Sprint(item.Chunk.Seq))
+		case item.Gap != nil:
+			out = append(out, fmt.Sprintf("%s %d-%d", item.Gap.Cause, item.Gap.Chunks.First, item.Gap.Chunks.Last))
+		case item.End != nil:
+			out = append(out, fmt.Sprintf("end %d", item.End.Seq))
+		default:
+			return strings.Join(out, ", ")
+		}
+	}
+}
+
+func gaps(s *Spool) string {
+	var out []string
+	for _, g := range s.Gaps(100) {
+		out = append(out, fmt.Sprintf("%s %d-%d", g.Cause, g.Chunks.First, g.Chunks.Last))
+	}
+	return strings.Join(out, ", ")
+}
+
+func TestFullBudgetDropsWholeGOPsOldestFirst(t *testing.T) {
+	s := NewBudget(8_000).NewSpool()
+	put(s, 1, "k..k..k..")
+	if got, want := walk(s.NewCursor(nil)), "4, 5, 6, 7, 8, 9"; got != want {
+		t.Errorf("held: %s, want %s", got, want)
+	}
+	if got, want := gaps(s), "buffer_full 1-3"; got != want {
+		t.Errorf("gaps: %s, want %s", got, want)
+	}
+	put(s, 10, "k..")
+	if got, want := gaps(s), "buffer_full 4-6"; got != want {
+		t.Errorf("gaps: %s, want %s: a gap that was handed out does not grow", got, want)
+	}
+	if st := s.Stats(); st.Dropped != 6 || st.Chunks != 6 || st.Bytes != 6_000 {
+		t.Errorf("stats %+v", st)
+	}
+}
+
+// TestStarvingWaitsForAKeyframe: a GOP larger than the budget is dropped to its
+// end, because its rest could not be decoded.
+func TestStarvingWaitsForAKeyframe(t *testing.T) {
+	b := NewBudget(3_500)
+	s := b.NewSpool()
+	put(s, 1, "k......")
+	if st := s.Stats(); st.Chunks != 0 || b.Used() != 0 {
+		t.Errorf("%d chunks and %d bytes held of a GOP whose keyframe is gone", st.Chunks, b.Used())
+	}
+	put(s, 8, "k.")
+	if got, want := walk(s.NewCursor([]vms.ChunkRange{rangeOf(1, 2)})), "buffer_full 3-7, 8, 9"; got != want {
+		t.Errorf("handed out %s, want %s", got, want)
+	}
+	if got, want := gaps(s), "buffer_full 1-7"; got != want {
+		t.Errorf("gaps: %s, want %s", got, want)
+	}
+}
+
+// TestRefusedChunkTakesItsGOPWithIt: also what of it is still to come, and
+// under the right cause.
+func TestRefusedChunkTakesItsGOPWithIt(t *testing.T) {
+	s := NewBudget(1 << 20).NewSpool()
+	put(s, 1, "k..k..k.")
+	s.Skip(epoch, 5)
+	s.Skip(epoch, 8)
+	put(s, 9, ".k.")
+	if got, want := walk(s.NewCursor([]vms.ChunkRange{rangeOf(1, 1)})), "2, 3, rejected 4-9, 10, 11"; got != want {
+		t.Errorf("handed out %s, want %s", got, want)
+	}
+	if got, want := gaps(s), "rejected 4-9"; got != want {
+		t.Errorf("gaps: %s, want %s", got, want)
+	}
+	s.Skip(epoch, 500)
+	s.Skip(7, 1)
+	if st := s.Stats(); st.Chunks != 5 {
+		t.Errorf("%d chunks held, want 5: a chunk that is not held takes nothing with it", st.Chunks)
+	}
+}
+
+// TestCursorExplainsWhatWasDroppedDuringAnOutage: the worker has the beginning,
+// the budget took what came next, and a lane that jumped to what is held
+// without a word would be refused for ever.
+func TestCursorExplainsWhatWasDroppedDuringAnOutage(t *testing.T) {
+	s := NewBudget(4_000).NewSpool()
+	put(s, 1, "k..k..k..k..")
+	for _, tt := range []struct {
+		have []vms.ChunkRange
+		want string
+	}{
+		{nil, "10, 11, 12"},
+		{[]vms.ChunkRange{rangeOf(1, 2)}, "buffer_full 3-9, 10, 11, 12"},
+		{[]vms.ChunkRange{rangeOf(1, 2), rangeOf(4, 5)}, "buffer_full 6-9, 10, 11, 12"},
+		{[]vms.ChunkRange{rangeOf(1, 9)}, "10, 11, 12"},
+		{[]vms.ChunkRange{rangeOf(1, 10)}, "11, 12"},
+		{[]vms.ChunkRange{rangeOf(1, 1), rangeOf(12, 12)}, "buffer_full 2-9, 10, 11, 12"},
+		{[]vms.ChunkRange{rangeOf(1, 12)}, ""},
+		{[]vms.ChunkRange{{Epoch: 99, First: 1, Last: 3}}, "10, 11, 12"},
+	} {
+		if got := walk(s.NewCursor(tt.have)); got != tt.want {
+			t.Errorf("a worker that has %v gets %q, want %q", tt.have, got, tt.want)
+		}
+	}
+}
+
+func TestCursorCallsDurableWhatAnotherWorkerStored(t *testing.T) {
+	s := NewBudget(1 << 20).NewSpool()
+	put(s, 1, "k.k.k.")
+	s.Durable([]vms.ChunkRange{rangeOf(3, 4)})
+	if got, want := walk(s.NewCursor([]vms.ChunkRange{rangeOf(1, 1)})), "2, durable 3-4, 5, 6"; got != want {
+		t.Errorf("handed out %s, want %s", got, want)
+	}
+}
+
+func TestEndsComeInTheirPlace(t *testing.T) {
+	s := NewBudget(1 << 20).NewSpool()
+	put(s, 1, "k.")
+	s.End(epoch, 2, "camera_offline")
+	s.End(epoch, 2, "again")
+	put(s, 3, "k.")
+	if got, want := walk(s.NewCursor(nil)), "1, 2, end 2, 3, 4"; got != want {
+		t.Errorf("handed out %s, want %s", got, want)
+	}
+	if got, want := walk(s.NewCursor([]vms.ChunkRange{rangeOf(1, 2)})), "end 2, 3, 4"; got != want {
+		t.Errorf("handed out %s, want %s", got, want)
+	}
+	s.Durable([]vms.ChunkRange{rangeOf(1, 4)})
+	s.End(epoch, 4, "stopped")
+	if got, want := walk(s.NewCursor([]vms.ChunkRange{rangeOf(1, 4)})), "end 4"; got != want {
+		t.Errorf("handed out %s, want %s", got, want)
+	}
+}
+
+// TestEndsDoNotStopTheDropping: an end in front holds no bytes; what is behind
+// it has to go.
+func TestEndsDoNotStopTheDropping(t *testing.T) {
+	b := NewBudget(3_000)
+	s := b.NewSpool()
+	put(s, 1, "k")
+	s.End(epoch, 1, "camera_offline")
+	for i := range uint64(20) {
+		put(s, 2+i, "k")
+		s.End(epoch, 2+i, "camera_offline")
+		if b.Used() > b.Limit() {
+			t.Fatalf("%d bytes held of a budget of %d", b.Used(), b.Limit())
+		}
+	}
+}
+
+// TestEndBehindAHoleDoesNotHideIt: what was dropped before an end has to be
+// explained like any other hole, or the next chunk is refused for ever.
+func TestEndBehindAHoleDoesNotHideIt(t *testing.T) {
+	s := NewBudget(1 << 20).NewSpool()
+	put(s, 1, "k.")
+	s.End(epoch, 2, "camera_offline")
+	put(s, 3, "k.")
+	s.End(epoch, 4, "camera_offline")
+	s.Skip(epoch, 4)
+	put(s, 5, "k")
+	if got, want := walk(s.NewCursor([]vms.ChunkRange{rangeOf(1, 1)})), "2, end 2, rejected 3-4, end 4, 5"; got != want {
+		t.Errorf("handed out %s, want %s", got, want)
+	}
+}
+
+func TestNextWaitsForTheNextChunk(t *testing.T) {
+	vmstest.NoLeaks(t)
+	s := NewBudget(1 << 20).NewSpool()
+	c := s.NewCursor(nil)
+	got := make(chan wire.Outgoing)
+	go func() {
+		item, err := c.Next(t.Context())
+		if err != nil {
+			t.Error(err)
+		}
+		got <- item
+	}()
+	put(s, 1, "k")
+	if item := <-got; item.Chunk == nil || item.Chunk.Seq != 1 {
+		t.Errorf("got %+v, want chunk 1", item)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := c.Next(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("Next = %v when told to stop", err)
+	}
+}
+
+func TestDeclaredGapsAreRepeatedUntilCommitted(t *testing.T) {
+	s := NewBudget(1 << 20).NewSpool()
+	at := time.Unix(1_800_000_000, 0).UTC()
+	g := vms.Gap{ID: "gap_1", Cause: vms.CauseCameraOffline, TimeRange: vms.TimeRange{Start: at, End: at.Add(10 * time.Second)}}
+	s.Declare(g)
+	if got := s.Gaps(10); len(got) != 1 || got[0].ID != "gap_1" {
+		t.Fatalf("gaps %v, want gap_1", got)
+	}
+	if got := s.Gaps(10); len(got) != 0 {
+		t.Errorf("gaps %v are handed out while they are on their way", got)
+	}
+	// It grows while its first version is on its way: the answer is to that one.
+	g.End = at.Add(20 * time.Second)
+	s.Declare(g)
+	s.Committed([]vms.GapID{"gap_1", "gap_unknown"})
+	got := s.Gaps(10)
+	if len(got) != 1 || !got[0].End.Equal(g.End) {
+		t.Fatalf("gaps %v, want gap_1 until %v: what it grew by is lost", got, g.End)
+	}
+	s.Resend() // the session broke before the answer
+	if got := s.Gaps(10); len(got) != 1 {
+		t.Fatalf("gaps %v, want gap_1 again", got)
+	}
+	s.Committed([]vms.GapID{"gap_1"})
+	s.Resend()
+	if got := s.Gaps(10); len(got) != 0 {
+		t.Errorf("gaps %v after they were committed", got)
+	}
+}
+
+// TestHolesAreForgottenWhenNobodyNeedsThem: an outage of a month must not fill
+// the memory with holes, and the lane still has to explain the last one.
+func TestHolesAreForgottenWhenNobodyNeedsThem(t *testing.T) {
+	s := NewBudget(2_500).NewSpool()
+	for i := range uint64(2_000) {
+		put(s, 2*i+1, "k.")
+		var ids []vms.GapID
+		for _, g := range s.Gaps(10) {
+			ids = append(ids, g.ID)
+		}
+		s.Committed(ids)
+	}
+	if n := len(s.holes); n > 300 {
+		t.Errorf("%d holes are remembered", n)
+	}
+	if got, want := walk(s.NewCursor([]vms.ChunkRange{rangeOf(1, 3997)})), "buffer_full 3998-3998, 3999, 4000"; got != want {
+		t.Errorf("handed out %s, want %s", got, want)
+	}
+}
+
+func TestInitsAreForgottenWithTheirChunks(t *testing.T) {
+	s := NewBudget(1 << 20).NewSpool()
+	for i := range uint32(100) {
+		s.PutInit(vms.Init{Epoch: epoch, ID: i + 1})
+		s.Append(vms.Chunk{Epoch: epoch, Seq: uint64(i) + 1, Init: i + 1, Flags: vms.FlagKey})
+	}
+	s.Durable([]vms.ChunkRange{rangeOf(1, 98)})
+	for id, want := range map[uint32]bool{1: false, 98: false, 99: true, 100: true} {
+		if _, ok := s.Init(epoch, id); ok != want {
+			t.Errorf("init %d known: %v, want %v", id, ok, want)
+		}
+	}
+	s.Durable([]vms.ChunkRange{rangeOf(99, 100)})
+	if _, ok := s.Init(epoch, 100); !ok {
+		t.Error("the init of the next chunk is forgotten")
+	}
+	s.PutInit(vms.Init{Epoch: 2, ID: 1})
+	s.Append(vms.Chunk{Epoch: 2, Seq: 1, Init: 1, Flags: vms.FlagKey})
+	s.Durable([]vms.ChunkRange{{Epoch: 2, First: 1, Last: 1}})
+	if _, ok := s.Init(epoch, 100); ok {
+		t.Error("the init of an epoch that is over is kept")
+	}
+	if got := s.Epochs(); !slices.Equal(got, []vms.Epoch{2}) {
+		t.Errorf("epochs %v, want the newest only", got)
+	}
+}
+
+func TestHoldingIsRunsWithTheirTime(t *testing.T) {
+	s := NewBudget(4 << 20).NewSpool()
+	put(s, 1, "k.k.k.")
+	s.Durable([]vms.ChunkRange{rangeOf(3, 3)})
+	got := s.Holding()
+	at := func(n int64) time.Time { return time.Unix(1_800_000_000+n, 0).UTC() }
+	want := []wire.HeldRange{
+		{Chunks: rangeOf(1, 2), Start: at(1), End: at(3), Bytes: 2 * 744},
+		{Chunks: rangeOf(4, 6), Start: at(4), End: at(7), Bytes: 3 * 744},
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("holding %v, want %v", got, want)
+	}
+	if d := s.Stats().DurableUntil; !d.Equal(at(4)) {
+		t.Errorf("durable until %v, want %v", d, at(4))
+	}
+	if n := s.NewCursor([]vms.ChunkRange{rangeOf(1, 4)}).Behind(); n != 2*744 {
+		t.Errorf("%d bytes behind, want %d", n, 2*744)
+	}
+	// More runs than a message may have: the oldest ones.
+	put(s, 7, strings.Repeat("k", 2_200))
+	for i := range uint64(1_100) {
+		s.Durable([]vms.ChunkRange{rangeOf(7+2*i, 7+2*i)})
+	}
+	if got := s.Holding(); len(got) != wire.MaxRanges || got[0].Chunks.First != 1 {
+		t.Errorf("%d ranges from %d", len(got), got[0].Chunks.First)
+	}
+}
+
+// TestTheOneThatHoldsMostGives: a camera with a small picture does not lose it
+// to the one that floods the budget.
+func TestTheOneThatHoldsMostGives(t *testing.T) {
+	b := NewBudget(20_000)
+	small, large := b.NewSpool(), b.NewSpool()
+	put(small, 1, "k..")
+	put(large, 1, strings.Repeat("k..", 20))
+	put(small, 4, "k..")
+	if st := small.Stats(); st.Dropped != 0 {
+		t.Errorf("the stream that holds %d bytes lost %d chunks", st.Bytes, st.Dropped)
+	}
+	if b.Used() > b.Limit() {
+		t.Errorf("%d bytes held of a budget of %d", b.Used(), b.Limit())
+	}
+}
+
+// TestAllAtOnce is for the race detector: writers, lanes and acknowledgements
+// of several streams share a budget.
+func TestAllAtOnce(t *testing.T) {
+	vmstest.NoLeaks(t)
+	b := NewBudget(50_000)
+	var wg sync.WaitGroup
+	for range 3 {
+		s := b.NewSpool()
+		ctx, stop := context.WithCancel(t.Context())
+		wg.Go(func() {
+			defer stop()
+			for i := range uint64(200) {
+				put(s, 5*i+1, "k....")
+				s.Gaps(10)
+				s.Holding()
+			}
+		})
+		wg.Go(func() {
+			c := s.NewCursor(nil)
+			for {
+				item, err := c.Next(ctx)
+				if err != nil {
+					return
+				}
+				if item.Chunk != nil && item.Chunk.Seq%7 == 0 {
+					s.Durable([]vms.ChunkRange{rangeOf(item.Chunk.Seq-6, item.Chunk.Seq)})
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if b.Used() > b.Limit() {
+		t.Errorf("%d bytes held of a budget of %d", b.Used(), b.Limit())
+	}
+}
