@@ -157,6 +157,9 @@ func (c *Config) checkExposure() error {
 	for _, l := range []struct{ addr, public, variable string }{
 		{c.Listen, c.PublicURL, "VMS_PUBLIC_URL"}, {c.S3Listen, c.S3PublicURL, "VMS_S3_PUBLIC_URL"},
 	} {
+		if u, err := url.Parse(l.public); l.public != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
+			return fmt.Errorf("%w: %s %q, want http:// or https://", vms.ErrInvalid, l.variable, l.public)
+		}
 		host, _, err := net.SplitHostPort(l.addr)
 		if err != nil {
 			return fmt.Errorf("%w: address %q: %v", vms.ErrInvalid, l.addr, err)
@@ -374,24 +377,23 @@ func (c *Cloud) Run(ctx context.Context) (err error) {
 // close closes what New opened, in reverse.
 func (c *Cloud) close() error {
 	var errs []error
-	c.closeS3()
-	if c.s3 != nil {
-		errs = append(errs, c.s3.Close())
-	}
-	if c.store != nil {
-		errs = append(errs, c.store.Close())
-	}
-	if c.listener != nil {
-		if err := c.listener.Close(); !errors.Is(err, net.ErrClosed) {
+	add := func(err error) {
+		if !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrClosed) { // Run closes some of it too
 			errs = append(errs, err)
 		}
 	}
+	c.closeS3()
+	if c.s3 != nil {
+		add(c.s3.Close())
+	}
+	if c.store != nil {
+		add(c.store.Close())
+	}
+	if c.listener != nil {
+		add(c.listener.Close())
+	}
 	if c.data != nil {
-		errs = append(errs, c.data.Close())
+		add(c.data.Close())
 	}
-	err := errors.Join(errs...)
-	if errors.Is(err, os.ErrClosed) {
-		return nil
-	}
-	return err
+	return errors.Join(errs...)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 
+	codecbits "github.com/bluenviron/mediacommon/v2/pkg/bits"
 	"github.com/bluenviron/mediacommon/v2/pkg/codecs/h264"
 	"github.com/bluenviron/mediacommon/v2/pkg/codecs/h265"
 
@@ -46,6 +47,25 @@ func set(dst *[]byte, nalu []byte) bool {
 	return true
 }
 
+// sameSet reports whether u replaces the parameter set have: whether both have
+// the same id, an Exp-Golomb number that begins at byte at. A camera may use
+// several sets beside each other; an init segment holds one of them, and the
+// others stay in the samples, where decoders find them as well.
+func sameSet(have, u []byte, at int) bool {
+	a, okA := setID(have, at)
+	b, okB := setID(u, at)
+	return a == b || !okA || !okB
+}
+
+func setID(set []byte, at int) (id uint32, ok bool) {
+	if len(set) <= at {
+		return 0, false
+	}
+	pos := 0
+	id, err := codecbits.ReadGolombUnsigned(set[at:], &pos)
+	return id, err == nil
+}
+
 // inspect sorts the NAL units of an access unit.
 func (p *params) inspect(au [][]byte) accessUnit {
 	out := accessUnit{nalus: make([][]byte, 0, len(au))}
@@ -68,11 +88,15 @@ func (p *params) inspect(au [][]byte) accessUnit {
 func (p *params) inspect264(out *accessUnit, u []byte) {
 	switch h264.NALUType(u[0] & 0x1f) {
 	case h264.NALUTypeSPS:
-		out.changed = set(&p.SPS, u) || out.changed
-		return
+		if sameSet(p.SPS, u, 4) { // type, profile, constraints, level
+			out.changed = set(&p.SPS, u) || out.changed
+			return
+		}
 	case h264.NALUTypePPS:
-		out.changed = set(&p.PPS, u) || out.changed
-		return
+		if sameSet(p.PPS, u, 1) {
+			out.changed = set(&p.PPS, u) || out.changed
+			return
+		}
 	case h264.NALUTypeAccessUnitDelimiter:
 		return
 	case h264.NALUTypeIDR:
@@ -93,8 +117,10 @@ func (p *params) inspect265(out *accessUnit, u []byte) {
 		out.changed = set(&p.SPS, u) || out.changed
 		return
 	case h265.NALUType_PPS_NUT:
-		out.changed = set(&p.PPS, u) || out.changed
-		return
+		if sameSet(p.PPS, u, 2) {
+			out.changed = set(&p.PPS, u) || out.changed
+			return
+		}
 	case h265.NALUType_AUD_NUT:
 		return
 	default:

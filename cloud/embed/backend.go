@@ -1,6 +1,7 @@
 package embed
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -181,6 +182,13 @@ var _ meta.MetadataStorer = (*syncedSidecar)(nil)
 // StoreAttribute implements meta.MetadataStorer.
 func (s *syncedSidecar) StoreAttribute(_ *os.File, bucket, object, attribute string, value []byte) error {
 	dir := filepath.Join(s.dir, bucket, object, sidecarDir)
+	if object == "" {
+		// The bucket's own are written at every start. On a disk that is full
+		// that would fail, and nobody could start to make room.
+		if have, err := os.ReadFile(filepath.Join(dir, attribute)); err == nil && bytes.Equal(have, value) {
+			return nil
+		}
+	}
 	err := store(dir, attribute, value)
 	// A deletion next door removes empty directories, perhaps the one we just
 	// made. It can do so only a few times.

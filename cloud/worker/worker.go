@@ -8,10 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,6 +26,13 @@ import (
 	"github.com/zipato/vms/pkg/vms"
 	"github.com/zipato/vms/pkg/wire"
 )
+
+// maxChunk is the largest binary message: the least that the protocol allows, and a header.
+const maxChunk = wire.MinMaxChunk + wire.ChunkHeaderLen
+
+// leastDir holds the largest recording that an agent makes, 64 MiB, with room
+// for the chunks of the largest size that credit is granted for.
+const leastDir = 64<<20 + 2*maxChunk
 
 // NVR is whom a worker tells. Every notice is repeated until it returns nil.
 type NVR interface {
@@ -66,7 +74,8 @@ type Worker struct {
 	uploader  upload.Uploader
 	used      atomic.Int64 // bytes in Dir
 	notices   notices
-	uploadCtx context.Context
+	uploadCtx context.Context // of uploads and notices; ends with Run
+	stop      context.CancelFunc
 
 	mu      sync.Mutex
 	streams map[vms.ChannelID]*stream
@@ -86,6 +95,9 @@ func New(cfg Config) (*Worker, error) {
 	}
 	if cfg.Metrics == nil {
 		cfg.Metrics = obs.NewRegistry()
+	}
+	if cfg.DirBytes < leastDir {
+		return nil, fmt.Errorf("%w: %d bytes for unfinished recordings; even one stream needs %d", vms.ErrInvalid, cfg.DirBytes, int64(leastDir))
 	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("worker directory: %w", err)
@@ -107,11 +119,11 @@ func New(cfg Config) (*Worker, error) {
 	}}
 	w.ingest = ingest.Server{
 		Instance: w.instance, Check: cfg.CheckPush, Fenced: w.fenced, Streams: (*streams)(w),
-		Room:     func() int64 { return cfg.DirBytes - w.used.Load() },
-		MaxChunk: wire.MinMaxChunk + wire.ChunkHeaderLen, MaxConns: 2000, Log: cfg.Log,
+		Holds: func(ch vms.ChannelID) bool { return w.known(ch) != nil },
+		Room:  w.room, MaxChunk: maxChunk, MaxConns: 2000, Log: cfg.Log,
 	}
 	w.notices.log = cfg.Log
-	w.uploadCtx = context.Background()
+	w.uploadCtx, w.stop = context.WithCancel(context.Background())
 	w.register(cfg.Metrics)
 	return w, nil
 }
@@ -140,64 +152,123 @@ func (w *Worker) LiveHandler() http.Handler { return &w.live }
 
 // Run does the background work until ctx ends. Then lanes are sent to another
 // worker, and uploads under way get a short time to finish: what is left over
-// the agents send again.
+// the agents send again. Call it once.
 func (w *Worker) Run(ctx context.Context) error {
-	uploads, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
-	w.mu.Lock()
-	w.uploadCtx = uploads
-	w.mu.Unlock()
-	w.notices.start(uploads)
+	defer w.stop()
+	w.notices.start(w.uploadCtx)
 	t := time.NewTicker(time.Second)
 	defer t.Stop()
-	for {
+	for ctx.Err() == nil {
 		select {
 		case now := <-t.C:
 			w.sweep(now)
-			continue
 		case <-ctx.Done():
 		}
-		break
 	}
 	w.ingest.Shutdown(ingest.Refuse(wire.ClassReassign, wire.CodeDraining, "this worker is going away"))
+	for _, s := range w.all() {
+		s.drained()
+	}
 	done := make(chan struct{})
 	go func() {
 		w.uploader.Wait()
 		close(done)
 	}()
+	patience := time.NewTimer(10 * time.Second)
+	defer patience.Stop()
 	select {
 	case <-done:
-	case <-time.After(10 * time.Second):
+	case <-patience.C:
 		w.cfg.Log.Warn("uploads left for the agents to send again", "recordings", w.uploader.Waiting())
 	}
 	w.notices.drain(2 * time.Second)
-	stop()
-	w.uploader.Wait()
+	w.stop()
+	<-done
 	w.notices.wait()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, s := range w.streams {
+	for _, s := range w.all() {
 		s.discard()
 	}
 	return nil
 }
 
-// sweep ends streams whose agents are gone, and forgets old ones.
-func (w *Worker) sweep(now time.Time) {
+// room is how many bytes Dir may still take.
+func (w *Worker) room() int64 { return w.cfg.DirBytes - w.used.Load() }
+
+// all lists the streams. No method of a stream is called with w.mu held: one
+// that waits for its disk must not stop the others.
+func (w *Worker) all() []*stream {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for ch, s := range w.streams {
+	return slices.Collect(maps.Values(w.streams))
+}
+
+// known returns the stream of a channel, or nil.
+func (w *Worker) known(ch vms.ChannelID) *stream {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.streams[ch]
+}
+
+// stream returns the stream of a channel, which it makes when it is new.
+func (w *Worker) stream(ch vms.ChannelID) *stream {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := w.streams[ch]
+	if s == nil {
+		s = newStream(w, ch)
+		w.streams[ch] = s
+	}
+	return s
+}
+
+// forget drops s, which is not used any more.
+func (w *Worker) forget(s *stream) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.streams[s.ch] == s {
+		delete(w.streams, s.ch)
+	}
+}
+
+// sweep ends streams whose agents are gone, forgets old ones, and makes room
+// when there would be none for ever.
+func (w *Worker) sweep(now time.Time) {
+	for _, s := range w.all() {
 		if s.idle(now, w.cfg.Grace, w.cfg.Forget) {
-			delete(w.streams, ch)
+			w.forget(s)
 		}
+	}
+	w.unblock()
+}
+
+// unblock gives up open recordings, the youngest first, when they alone fill
+// Dir: no stream gets credit then, so none of them would ever be complete. The
+// agents hold them, and the oldest is never given up, so that something moves.
+func (w *Worker) unblock() {
+	for w.room() < maxChunk && w.uploader.Waiting() == 0 {
+		var youngest *stream
+		var since time.Time
+		open := 0
+		for _, s := range w.all() {
+			n, t := s.openSince()
+			if open += n; n > 0 && !t.Before(since) {
+				youngest, since = s, t
+			}
+		}
+		if open < 2 {
+			return
+		}
+		w.cfg.Log.Error("ALARM: unfinished recordings fill the worker's directory; one stream has to start its recording over",
+			"channel", youngest.ch, "bytes", w.used.Load(), "limit", w.cfg.DirBytes)
+		r := ingest.Refuse(wire.ClassReassign, wire.CodeInternal, "this worker has no room")
+		r.RetryAfterMS = 2000
+		youngest.startOver(r)
 	}
 }
 
 // fenced reports whether a newer generation than t's was seen on either lane.
 func (w *Worker) fenced(t token.Push) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	s := w.streams[t.Channel]
+	s := w.known(t.Channel)
 	return s != nil && s.newest() > t.Generation
 }
 
@@ -207,18 +278,21 @@ type streams Worker
 // Attach opens a lane of the ticket's channel.
 func (ss *streams) Attach(t token.Push, hello *wire.Hello, c *ingest.Conn) (ingest.Lane, error) {
 	w := (*Worker)(ss)
-	w.mu.Lock()
-	s := w.streams[t.Channel]
-	if s == nil {
-		s = newStream(w, t.Channel)
-		w.streams[t.Channel] = s
+	for {
+		s := w.stream(t.Channel)
+		l, old, err := s.attach(t, hello, c)
+		if errors.Is(err, errForgotten) { // in this moment
+			w.forget(s)
+			continue
+		}
+		if old != nil {
+			old.Close(refuseFenced())
+		}
+		if err != nil {
+			return nil, err
+		}
+		return l, nil
 	}
-	l, old, err := s.attach(t, hello, c)
-	w.mu.Unlock()
-	if old != nil {
-		old.Close(ingest.Refuse(wire.ClassRetry, wire.CodeFenced, "a newer connection took this lane"))
-	}
-	return l, err
 }
 
 // notices repeats what the NVR must be told until it has been, in order per channel.
@@ -279,6 +353,7 @@ func (n *notices) run(ctx context.Context, ch vms.ChannelID) {
 		case err != nil:
 			n.log.Error("the NVR will not hear a notice", "channel", ch, "err", err)
 		}
+		b = retry.Backoff{Min: b.Min, Max: b.Max}
 		n.mu.Lock()
 		n.queues[ch] = n.queues[ch][1:]
 		n.mu.Unlock()
@@ -292,13 +367,12 @@ func (n *notices) drain(d time.Duration) {
 		n.wg.Wait()
 		close(done)
 	}()
+	t := time.NewTimer(d)
+	defer t.Stop()
 	select {
 	case <-done:
-	case <-time.After(d):
+	case <-t.C:
 	}
 }
 
 func (n *notices) wait() { n.wg.Wait() }
-
-// safeName keeps a channel id usable in a file name; ids are checked before.
-func safeName(ch vms.ChannelID) string { return strings.ReplaceAll(string(ch), "/", "_") }

@@ -80,7 +80,7 @@ func BuildInit(ts uint32, v VideoParams, a *AudioParams) (segment []byte, tracks
 		if err := sps.Unmarshal(v.SPS); err != nil {
 			return nil, nil, fmt.Errorf("H264 SPS: %w", err)
 		}
-		if len(v.PPS) == 0 {
+		if len(v.PPS) < 2 || v.PPS[0]&0x1f != byte(h264.NALUTypePPS) {
 			return nil, nil, fmt.Errorf("H264 PPS is missing")
 		}
 		vt.Codec = "avc1." + hex.EncodeToString(v.SPS[1:4])
@@ -91,10 +91,10 @@ func BuildInit(ts uint32, v VideoParams, a *AudioParams) (segment []byte, tracks
 		if err := sps.Unmarshal(v.SPS); err != nil {
 			return nil, nil, fmt.Errorf("H265 SPS: %w", err)
 		}
-		if len(v.VPS) == 0 || len(v.PPS) == 0 {
+		if !isH265(v.VPS, h265.NALUType_VPS_NUT) || !isH265(v.PPS, h265.NALUType_PPS_NUT) {
 			return nil, nil, fmt.Errorf("H265 VPS or PPS is missing")
 		}
-		vt.Codec = hevcCodec(&sps)
+		vt.Codec = hevcCodec(v.SPS, &sps)
 		vt.Width, vt.Height = sps.Width(), sps.Height()
 		codec = &codecs.H265{VPS: v.VPS, SPS: v.SPS, PPS: v.PPS}
 	default:
@@ -121,8 +121,13 @@ func BuildInit(ts uint32, v VideoParams, a *AudioParams) (segment []byte, tracks
 	return buf.Bytes(), tracks, nil
 }
 
+// isH265 reports whether nal is a NAL unit of type t with a payload.
+func isH265(nal []byte, t h265.NALUType) bool {
+	return len(nal) > 2 && nal[0]>>1&0x3f == byte(t)
+}
+
 // hevcCodec is the codecs parameter of ISO/IEC 14496-15, annex E.3.
-func hevcCodec(sps *h265.SPS) string {
+func hevcCodec(nal []byte, sps *h265.SPS) string {
 	p := sps.ProfileTierLevel
 	var compat uint32
 	for i, on := range p.GeneralProfileCompatibilityFlag {
@@ -134,14 +139,19 @@ func hevcCodec(sps *h265.SPS) string {
 	if p.GeneralTierFlag != 0 {
 		tier = "H"
 	}
-	var constraints byte
-	for i, on := range []bool{p.GeneralProgressiveSourceFlag, p.GeneralInterlacedSourceFlag, p.GeneralNonPackedConstraintFlag, p.GeneralFrameOnlyConstraintFlag} {
-		if on {
-			constraints |= 0x80 >> i
-		}
-	}
 	space := []string{"", "A", "B", "C"}[p.GeneralProfileSpace&3]
-	return fmt.Sprintf("hvc1.%s%d.%X.%s%d.%02X", space, p.GeneralProfileIdc, compat, tier, p.GeneralLevelIdc, constraints)
+	name := fmt.Sprintf("hvc1.%s%d.%X.%s%d", space, p.GeneralProfileIdc, compat, tier, p.GeneralLevelIdc)
+	// The six bytes of constraint flags, without the zeros at their end; they
+	// begin 8 bytes into the SPS (7.3.2.2 and 7.3.3 of H.265).
+	flags := h264.EmulationPreventionRemove(nal)
+	if len(flags) < 14 {
+		return name
+	}
+	flags = bytes.TrimRight(flags[8:14], "\x00")
+	for _, b := range flags {
+		name += fmt.Sprintf(".%02X", b)
+	}
+	return name
 }
 
 // Codecs joins the codecs of tracks as a MIME type wants them.

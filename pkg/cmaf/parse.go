@@ -101,6 +101,25 @@ func ParseFragment(payload []byte) (Fragment, error) {
 	return f, nil
 }
 
+// CheckInit reports whether segment is one ftyp and one moov box, as far as
+// their frames go.
+func CheckInit(segment []byte) error {
+	for _, want := range []string{"ftyp", "moov"} {
+		name, _, rest, err := nextBox(segment)
+		if err != nil {
+			return err
+		}
+		if name != want {
+			return invalid("init segment with %q, want %s", name, want)
+		}
+		segment = rest
+	}
+	if len(segment) > 0 {
+		return invalid("%d bytes after the moov", len(segment))
+	}
+	return nil
+}
+
 // nextBox splits one box with a 32-bit size off b.
 func nextBox(b []byte) (name string, body, rest []byte, err error) {
 	if len(b) < 8 {
@@ -113,10 +132,12 @@ func nextBox(b []byte) (name string, body, rest []byte, err error) {
 	return string(b[4:8]), b[8:size], b[size:], nil
 }
 
+var errTraf = invalid("a traf needs one tfhd, one tfdt and one trun, in this order")
+
 // parseTraf reads the body of a traf that begins at offset at of the fragment.
 func parseTraf(body []byte, at, mdatStart, mdatLen int) (RunInfo, error) {
 	var r RunInfo
-	var haveBase, haveRun bool
+	var haveTrack, haveBase, haveRun bool
 	var defDuration, defSize, defFlags uint32
 	for len(body) > 0 {
 		name, in, next, err := nextBox(body)
@@ -126,8 +147,16 @@ func parseTraf(body []byte, at, mdatStart, mdatLen int) (RunInfo, error) {
 		c := cursor{b: in}
 		switch name {
 		case "tfhd":
+			if haveTrack {
+				return r, errTraf
+			}
+			haveTrack = true
 			flags := c.u32() & 0xffffff
-			r.Track = int(c.u32())
+			id := c.u32()
+			if id == 0 || id > math.MaxInt32 {
+				return r, invalid("track id %d", id)
+			}
+			r.Track = int(id)
 			if flags&0x000001 != 0 {
 				return r, invalid("tfhd has a base data offset")
 			}
@@ -144,16 +173,22 @@ func parseTraf(body []byte, at, mdatStart, mdatLen int) (RunInfo, error) {
 				defFlags = c.u32()
 			}
 		case "tfdt":
-			r.tfdt = at + 8 + 4
-			if c.u32()>>24 == 1 {
-				r.Base, r.tfdtWidth = c.u64(), 8
-			} else {
-				r.Base, r.tfdtWidth = uint64(c.u32()), 4
+			if !haveTrack || haveBase {
+				return r, errTraf
 			}
 			haveBase = true
+			r.tfdt = at + 8 + 4
+			switch version := c.u32() >> 24; version {
+			case 0:
+				r.Base, r.tfdtWidth = uint64(c.u32()), 4
+			case 1:
+				r.Base, r.tfdtWidth = c.u64(), 8
+			default:
+				return r, invalid("tfdt of version %d", version)
+			}
 		case "trun":
-			if haveRun || !haveBase || r.Track == 0 {
-				return r, invalid("a traf needs one tfhd, one tfdt and one trun, in this order")
+			if haveRun || !haveBase {
+				return r, errTraf
 			}
 			haveRun = true
 			if err := r.parseTrun(&c, defDuration, defSize, defFlags, mdatStart, mdatLen); err != nil {

@@ -25,9 +25,10 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
-		if !errors.Is(err, flag.ErrHelp) {
-			fmt.Fprintln(os.Stderr, "vms-cloud:", err)
+		if errors.Is(err, flag.ErrHelp) {
+			return // it was printed
 		}
+		fmt.Fprintln(os.Stderr, "vms-cloud:", err)
 		os.Exit(1)
 	}
 }

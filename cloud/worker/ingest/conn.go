@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/coder/websocket"
@@ -24,21 +25,53 @@ func (s *Server) grant(bytes int64) int64 {
 	return bytes + s.MaxChunk
 }
 
+// reading runs f, which reads, in a goroutine of its own. When f has failed,
+// what still comes is thrown away until ctx ends: to close a connection in
+// order takes somebody who reads.
+func (c *Conn) reading(ctx context.Context, f func(context.Context) error) <-chan error {
+	ended := make(chan error, 1)
+	c.readers.Go(func() {
+		err := f(ctx)
+		ended <- err
+		for err != nil {
+			if c.message != nil {
+				if _, err := io.Copy(io.Discard, c.message); err != nil {
+					return
+				}
+			}
+			if _, err := c.next(ctx); err != nil {
+				return
+			}
+		}
+	})
+	return ended
+}
+
+// next waits for a message, which c.message reads.
+func (c *Conn) next(ctx context.Context) (websocket.MessageType, error) {
+	typ, r, err := c.ws.Reader(ctx)
+	if err != nil {
+		if websocket.CloseStatus(err) != -1 {
+			return typ, err
+		}
+		return typ, fmt.Errorf("%w: %v", errGone, err)
+	}
+	c.touch()
+	c.message = r
+	return typ, nil
+}
+
 // read takes messages until the connection ends.
 func (c *Conn) read(ctx context.Context, lane Lane) error {
 	for {
-		typ, r, err := c.ws.Reader(ctx)
+		typ, err := c.next(ctx)
 		if err != nil {
-			if websocket.CloseStatus(err) != -1 {
-				return err
-			}
-			return fmt.Errorf("%w: %v", errGone, err)
+			return err
 		}
-		c.touch()
 		if typ == websocket.MessageBinary {
-			err = c.readChunk(r, lane)
+			err = c.readChunk(lane)
 		} else {
-			err = c.readControl(r, lane)
+			err = c.readControl(lane)
 		}
 		if err != nil {
 			return err
@@ -53,36 +86,33 @@ func (c *Conn) touch() {
 	c.mu.Unlock()
 }
 
-// progress is a reader that notes each piece that comes: on a slow uplink one
-// chunk takes longer than a connection may be quiet.
-type progress struct {
-	io.Reader
-	c *Conn
-}
+// progress reads the message and notes each piece that comes: on a slow uplink
+// one chunk takes longer than a connection may be quiet.
+type progress Conn
 
-func (p progress) Read(b []byte) (int, error) {
-	n, err := p.Reader.Read(b)
+func (p *progress) Read(b []byte) (int, error) {
+	c := (*Conn)(p)
+	n, err := c.message.Read(b)
 	if n > 0 {
-		p.c.touch()
+		c.touch()
 	}
 	return n, err
 }
 
 // readChunk reads the header first: it says how large the payload is, and what
 // to answer if it is too large.
-func (c *Conn) readChunk(r io.Reader, lane Lane) error {
-	msg := make([]byte, wire.ChunkHeaderLen)
-	r = progress{r, c}
+func (c *Conn) readChunk(lane Lane) error {
+	msg, r := c.header[:], (*progress)(c)
 	if n, err := io.ReadFull(r, msg); err != nil {
 		if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
 			return Refuse(wire.ClassRetry, wire.CodeMalformed, "a chunk message of %d bytes is shorter than its header", n)
 		}
 		return fmt.Errorf("%w: %v", errGone, err)
 	}
+	named, _ := wire.DecodeChunk(msg) // as far as the header goes
 	total := int64(wire.ChunkHeaderLen) + wire.PayloadLen(msg)
 	if total > c.srv.MaxChunk {
-		ch, _ := wire.DecodeChunk(msg)
-		return RefuseChunk(&ch, wire.CodeTooLarge, "a chunk of %d bytes; this worker takes %d", total, c.srv.MaxChunk)
+		return RefuseChunk(&named, wire.CodeTooLarge, "a chunk of %d bytes; this worker takes %d", total, c.srv.MaxChunk)
 	}
 	c.mu.Lock()
 	over := c.bytes+total > c.credit
@@ -90,18 +120,17 @@ func (c *Conn) readChunk(r io.Reader, lane Lane) error {
 	if over {
 		return Refuse(wire.ClassRetry, wire.CodeCredit, "more bytes than were granted")
 	}
-	full := make([]byte, total)
-	copy(full, msg)
-	if _, err := io.ReadFull(r, full[wire.ChunkHeaderLen:]); err != nil {
-		if !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+	full, err := readMessage(r, msg, total)
+	if err != nil {
+		if !errors.Is(err, io.ErrUnexpectedEOF) {
 			return fmt.Errorf("%w: %v", errGone, err)
 		}
-		ch, _ := wire.DecodeChunk(msg)
-		return RefuseChunk(&ch, wire.CodeMalformed, "the message ends before the payload does")
+		// Not RefuseChunk: a link that was cut can look like this, and the chunk
+		// is fine then.
+		return Refuse(wire.ClassRetry, wire.CodeMalformed, "chunk %s:%d: the message ends before the payload does", named.Epoch, named.Seq)
 	}
-	if n, _ := r.Read(make([]byte, 1)); n != 0 {
-		ch, _ := wire.DecodeChunk(msg)
-		return RefuseChunk(&ch, wire.CodeMalformed, "bytes after the payload")
+	if n, _ := io.ReadFull(r, msg[:1]); n != 0 {
+		return RefuseChunk(&named, wire.CodeMalformed, "bytes after the payload")
 	}
 	ch, err := wire.DecodeChunk(full)
 	if err != nil {
@@ -121,14 +150,68 @@ func (c *Conn) readChunk(r io.Reader, lane Lane) error {
 	return nil
 }
 
-func (c *Conn) readControl(r io.Reader, lane Lane) error {
-	data, err := io.ReadAll(io.LimitReader(r, wire.MaxControl+1))
+// firstPiece is what is allocated for a message on the word of its header
+// alone; more grows with what comes, so that many that promise and do not send
+// cost little.
+const firstPiece = 256 << 10
+
+// readMessage returns header and what follows it up to total bytes. An error
+// of io.ErrUnexpectedEOF: the message is shorter.
+func readMessage(r io.Reader, header []byte, total int64) ([]byte, error) {
+	full := append(make([]byte, 0, min(total, firstPiece)), header...)
+	for int64(len(full)) < total {
+		n := min(int64(cap(full)), total) - int64(len(full))
+		if n == 0 {
+			full = slices.Grow(full, int(min(total-int64(len(full)), int64(len(full)))))
+			continue
+		}
+		at := len(full)
+		full = full[:at+int(n)]
+		if _, err := io.ReadFull(r, full[at:]); err != nil {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return nil, err
+		}
+	}
+	return full, nil
+}
+
+// control reads a text message.
+func (c *Conn) control() (wire.PushMessage, error) {
+	data, err := io.ReadAll(io.LimitReader((*progress)(c), wire.MaxControl+1))
 	if err != nil {
-		return fmt.Errorf("%w: %v", errGone, err)
+		return nil, fmt.Errorf("%w: %v", errGone, err)
 	}
 	m, err := wire.DecodePush(data)
 	if err != nil {
-		return Refuse(wire.ClassRetry, wire.CodeMalformed, "%v", err)
+		return nil, Refuse(wire.ClassRetry, wire.CodeMalformed, "%v", err)
+	}
+	return m, nil
+}
+
+// readHello reads the first message.
+func (c *Conn) readHello(ctx context.Context) (*wire.Hello, error) {
+	typ, err := c.next(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if typ == websocket.MessageText {
+		m, err := c.control()
+		if err != nil {
+			return nil, err
+		}
+		if hello, ok := m.(*wire.Hello); ok {
+			return hello, nil
+		}
+	}
+	return nil, Refuse(wire.ClassRetry, wire.CodeMalformed, "the first message must be hello")
+}
+
+func (c *Conn) readControl(lane Lane) error {
+	m, err := c.control()
+	if err != nil {
+		return err
 	}
 	switch m := m.(type) {
 	case *wire.InitMessage:
@@ -174,8 +257,8 @@ func (c *Conn) ack(ctx context.Context, lane Lane) error {
 	c.mu.Lock()
 	c.credit = max(c.credit, c.srv.grant(c.bytes))
 	a := wire.Ack{Received: c.received, Credit: c.credit, Hold: hold, Watched: lane.Watched()}
-	if c.credit-c.bytes < c.srv.MaxChunk/2 && c.srv.Room() < c.srv.MaxChunk {
-		a.Hold = wire.HoldTmpfs
+	if c.credit-c.bytes < c.srv.MaxChunk && c.srv.Room() < c.srv.MaxChunk {
+		a.Hold = wire.HoldTmpfs // a chunk of the largest size would not fit: it may be what waits
 	}
 	c.mu.Unlock()
 	for {
@@ -195,7 +278,9 @@ func (c *Conn) send(ctx context.Context, m wire.PushMessage) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, quiet)
+	// Not ctx: a write that is cancelled breaks the connection, and then the
+	// agent could not be told why it ends.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWords)
 	defer cancel()
 	if err := c.ws.Write(ctx, websocket.MessageText, data); err != nil {
 		return fmt.Errorf("%w: %v", errGone, err)

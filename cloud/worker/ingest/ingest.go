@@ -4,10 +4,13 @@
 package ingest
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -32,8 +35,10 @@ const (
 	// pongTimeout how long the answer may take then.
 	quiet       = 15 * time.Second
 	pongTimeout = 15 * time.Second
-	// lastWords is how long an error message may take to go out.
+	// lastWords is how long a message may take to go out.
 	lastWords = 5 * time.Second
+	// maxSentence is the limit of an error's message, bytes.
+	maxSentence = 1000
 )
 
 // Refusal ends a lane: the message goes to the agent, then the connection is
@@ -42,9 +47,13 @@ type Refusal struct{ wire.ErrorMessage }
 
 func (r *Refusal) Error() string { return fmt.Sprintf("%s (%s): %s", r.Code, r.Class, r.Message) }
 
-// Refuse makes a Refusal.
+// Refuse makes a Refusal. The message is cut to what the protocol carries.
 func Refuse(class wire.Class, code, format string, args ...any) *Refusal {
-	return &Refusal{wire.ErrorMessage{Class: class, Code: code, Message: fmt.Sprintf(format, args...)}}
+	text := fmt.Sprintf(format, args...)
+	if len(text) > maxSentence {
+		text = strings.ToValidUTF8(text[:maxSentence], "")
+	}
+	return &Refusal{wire.ErrorMessage{Class: class, Code: code, Message: text}}
 }
 
 // RefuseChunk makes a Refusal that tells the agent never to send c again.
@@ -65,8 +74,9 @@ type Streams interface {
 }
 
 // Lane takes what one connection brings. Its methods are called one at a time,
-// but for Status and Watched, which may be called beside any other. A *Refusal ends the connection as it says; another error is the worker's own
-// fault and ends it with retry.
+// but for Status and Watched, which may be called beside any other. A *Refusal
+// ends the connection as it says; another error is the worker's own fault and
+// ends it with retry.
 type Lane interface {
 	// Have is what this worker has of the epochs in the hello.
 	Have() []vms.ChunkRange
@@ -89,7 +99,10 @@ type Server struct {
 	// Check verifies a ticket of the NVR. Its errors wrap vms.ErrExpired or vms.ErrUnauthorized.
 	Check func(ticket string) (token.Push, error)
 	// Fenced reports whether a newer generation of the lane's channel is known.
-	Fenced  func(token.Push) bool
+	Fenced func(token.Push) bool
+	// Holds reports whether something is still known of a channel: a resume
+	// ticket is good no longer than that. nil: always.
+	Holds   func(vms.ChannelID) bool
 	Streams Streams
 	// Room is how many bytes tmpfs can still take; 0 stops credit.
 	Room func() int64
@@ -112,8 +125,15 @@ type Conn struct {
 
 	srv    *Server
 	ws     *websocket.Conn
+	net    net.Conn // below ws
 	cancel context.CancelCauseFunc
 	wake   chan struct{}
+
+	// What the goroutine that reads holds: the message that it is in, and the
+	// header of its chunk.
+	readers sync.WaitGroup
+	message io.Reader
+	header  [wire.ChunkHeaderLen]byte
 
 	mu       sync.Mutex
 	received uint64
@@ -168,6 +188,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			Detail: "A ticket of a newer generation was used; ask the NVR for a new assignment."})
 		return
 	}
+	if !offersProtocol(r) {
+		problem.Write(w, &problem.Problem{Status: http.StatusBadRequest, Title: "Unknown protocol",
+			Detail: "This is a WebSocket of the subprotocol " + wire.PushProtocol + "."})
+		return
+	}
 	c := &Conn{Ticket: t, srv: s, wake: make(chan struct{}, 1), active: time.Now()}
 	if !s.enter(c) {
 		problem.Write(w, &problem.Problem{Type: wire.ProblemBusy, Status: http.StatusServiceUnavailable, Title: "This worker takes no more streams",
@@ -175,20 +200,42 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.exit(c)
-	c.ws, err = websocket.Accept(w, r, &websocket.AcceptOptions{
+	c.ws, err = websocket.Accept(&hijacker{w, &c.net}, r, &websocket.AcceptOptions{
 		Subprotocols: []string{wire.PushProtocol}, CompressionMode: websocket.CompressionDisabled,
 	})
 	if err != nil {
 		return // Accept has answered
 	}
 	defer c.ws.CloseNow()
-	if c.ws.Subprotocol() != wire.PushProtocol {
-		c.ws.Close(websocket.StatusPolicyViolation, "the subprotocol must be "+wire.PushProtocol)
-		return
-	}
-	c.ws.SetReadLimit(max(s.MaxChunk, wire.MaxControl) + 1)
+	// The limits are ours, kind by kind: the library's would close the
+	// connection before the agent could be told which chunk it was.
+	c.ws.SetReadLimit(-1)
 	err = s.run(r.Context(), c)
 	s.Log.Info("lane closed", "channel", t.Channel, "lane", c.Kind, "generation", t.Generation, "err", err)
+}
+
+// hijacker keeps the connection that it hands out.
+type hijacker struct {
+	http.ResponseWriter
+	conn *net.Conn
+}
+
+func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
+	*h.conn = conn
+	return conn, rw, err
+}
+
+// offersProtocol: a client that does not speak ours is refused before the upgrade.
+func offersProtocol(r *http.Request) bool {
+	for _, line := range r.Header.Values("Sec-WebSocket-Protocol") {
+		for name := range strings.SplitSeq(line, ",") {
+			if strings.EqualFold(strings.TrimSpace(name), wire.PushProtocol) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (s *Server) ticket(r *http.Request) (token.Push, error) {
@@ -197,6 +244,9 @@ func (s *Server) ticket(r *http.Request) (token.Push, error) {
 		return token.Push{}, fmt.Errorf("%w: the Authorization header brings no bearer ticket", vms.ErrUnauthorized)
 	}
 	if t, ok := s.resume.open(bearer); ok {
+		if s.Holds != nil && !s.Holds(t.Channel) {
+			return token.Push{}, fmt.Errorf("%w: this worker holds nothing of the stream any more", vms.ErrExpired)
+		}
 		return t, nil
 	}
 	return s.Check(bearer)
@@ -237,36 +287,37 @@ func (s *Server) run(ctx context.Context, c *Conn) error {
 	if closed {
 		return c.farewell(Refuse(wire.ClassReassign, wire.CodeDraining, "this worker is going away"))
 	}
-	lane, err := s.greet(ctx, c)
-	if err != nil {
-		return c.farewell(err)
-	}
 	// The reader's context must outlive a refusal: cancelling a read of this
 	// library closes the connection before the agent could be told why.
 	rctx, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
+	defer func() {
+		stop()
+		c.ws.CloseNow()
+		c.readers.Wait()
+	}()
+	lane, err := s.greet(ctx, rctx, c)
+	if err != nil {
+		return c.farewell(err)
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.write(gctx, lane) })
 	g.Go(func() error { return c.watch(gctx) })
-	read := make(chan error, 1)
-	go func() { read <- c.read(rctx, lane) }()
 	g.Go(func() error {
 		select {
-		case err := <-read:
-			read <- err
+		case err := <-c.reading(rctx, func(ctx context.Context) error { return c.read(ctx, lane) }):
 			return err
 		case <-gctx.Done():
 			return context.Cause(gctx)
 		}
 	})
 	err = g.Wait()
-	if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
-		err = cause
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
 	}
 	err = c.farewell(err)
 	stop()
 	c.ws.CloseNow()
-	<-read // the lane is not called any more
+	c.readers.Wait() // the lane is not called any more
 	lane.Detach(err)
 	return err
 }
@@ -281,10 +332,13 @@ func (c *Conn) farewell(err error) error {
 	default:
 		r = Refuse(wire.ClassRetry, wire.CodeInternal, "the worker has a problem of its own; come back")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), lastWords)
-	defer cancel()
+	// The library waits for the agent's half of the closing handshake, and not
+	// everywhere with a limit: an agent that stalls must not keep the lane.
+	if c.net.SetDeadline(time.Now().Add(lastWords)) != nil {
+		return err // it is gone
+	}
 	if data, e := wire.EncodePush(&r.ErrorMessage); e == nil {
-		if c.ws.Write(ctx, websocket.MessageText, data) == nil {
+		if c.ws.Write(context.Background(), websocket.MessageText, data) == nil {
 			c.ws.Close(websocket.StatusCode(r.Class.Code()), r.Code)
 		}
 	}
@@ -292,23 +346,23 @@ func (c *Conn) farewell(err error) error {
 }
 
 // greet waits for the hello and answers it.
-func (s *Server) greet(ctx context.Context, c *Conn) (Lane, error) {
-	hctx, cancel := context.WithTimeout(ctx, helloTimeout)
-	defer cancel()
-	typ, data, err := c.ws.Read(hctx)
-	if err != nil {
-		return nil, fmt.Errorf("%w: no hello: %v", errGone, err)
-	}
-	if typ != websocket.MessageText {
-		return nil, Refuse(wire.ClassRetry, wire.CodeMalformed, "the first message must be hello")
-	}
-	m, err := wire.DecodePush(data)
-	if err != nil {
-		return nil, Refuse(wire.ClassRetry, wire.CodeMalformed, "%v", err)
-	}
-	hello, ok := m.(*wire.Hello)
-	if !ok {
-		return nil, Refuse(wire.ClassRetry, wire.CodeMalformed, "the first message must be hello")
+func (s *Server) greet(ctx, rctx context.Context, c *Conn) (Lane, error) {
+	var hello *wire.Hello
+	read := c.reading(rctx, func(ctx context.Context) (err error) {
+		hello, err = c.readHello(ctx)
+		return err
+	})
+	late := time.NewTimer(helloTimeout)
+	defer late.Stop()
+	select {
+	case err := <-read:
+		if err != nil {
+			return nil, err
+		}
+	case <-late.C:
+		return nil, Refuse(wire.ClassRetry, wire.CodeTimeout, "no hello came within %v", helloTimeout)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
 	c.Kind = hello.Lane
 	lane, err := s.Streams.Attach(c.Ticket, hello, c)

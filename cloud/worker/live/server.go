@@ -98,8 +98,19 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return // Accept has answered
 	}
+	// Closing in order would wait for what the browser does, without a limit:
+	// it only has to learn that the socket is gone.
+	ctx, cancel := context.WithCancel(r.Context())
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		defer cancel()
+		if _, _, err := conn.Reader(ctx); err == nil {
+			s.Log.Debug("viewer sent a message", "channel", ch) // they have nothing to say
+		}
+	})
+	defer reader.Wait()
 	defer conn.CloseNow()
-	ctx := conn.CloseRead(r.Context()) // viewers say nothing; their close ends ctx
+	defer cancel()
 	st := s.Stream(ch)
 	v := st.join()
 	defer st.leave(v)
@@ -114,7 +125,7 @@ func (s *Server) serve(ctx context.Context, conn *websocket.Conn, st *Stream, v 
 	for {
 		select {
 		case <-ctx.Done():
-			return conn.Close(websocket.StatusGoingAway, "")
+			return nil
 		case <-ping.C:
 			if err := within(ctx, conn.Ping); err != nil {
 				return err

@@ -10,17 +10,21 @@ import (
 )
 
 const (
-	// maxQueue bounds the bytes that wait for one viewer.
+	// maxQueue bounds the bytes that wait for one viewer, and maxItems the
+	// messages. A single chunk may be larger.
 	maxQueue = 8 << 20
-	// maxGOP bounds the bytes kept for viewers that come: from the last keyframe on.
-	maxGOP = 16 << 20
+	maxItems = 10_000
+	// maxGOP bounds the bytes kept for viewers that come, from the last keyframe
+	// on: what fits a queue.
+	maxGOP = maxQueue
 )
 
 // Stream is one channel's live picture. The zero value is not ready: Server makes them.
 type Stream struct {
 	mu      sync.Mutex
 	init    *vms.Init
-	last    *vms.Chunk   // newest chunk shown
+	epoch   vms.Epoch    // of the newest chunk shown
+	seq     uint64       // its number
 	gop     []*vms.Chunk // from the last keyframe on; nil when it grew too large
 	gopSize int
 	cause   string // why it is offline, empty while it is not
@@ -40,7 +44,10 @@ type viewer struct {
 	size  int
 	// blind: what comes is of no use before the next keyframe.
 	blind bool
-	wake  chan struct{}
+	// init is what the queue ends with, sent what was taken from it: a queue
+	// that is thrown away may hold an init that the viewer never got.
+	init, sent *vms.Init
+	wake       chan struct{}
 }
 
 // Watched reports whether somebody looks on.
@@ -55,11 +62,14 @@ func (s *Stream) Watched() bool {
 func (s *Stream) Publish(init *vms.Init, c *vms.Chunk) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.epoch == c.Epoch && c.Seq <= s.seq {
+		return // sent again, to be stored: viewers have seen it
+	}
 	key := c.Flags.Has(vms.FlagKey)
 	// A keyframe that does not follow on what was shown, or needs another init,
 	// begins anew: its times need not go on where the last ones ended.
-	anew := s.init == nil || s.cause != "" || s.init.Epoch != init.Epoch || s.init.ID != init.ID ||
-		s.last == nil || s.last.Epoch != c.Epoch || s.last.Seq+1 != c.Seq || c.Flags.Has(vms.FlagFirst) && c.Recording == 0
+	anew := s.cause != "" || !same(s.init, init) || s.epoch != c.Epoch || s.seq+1 != c.Seq ||
+		c.Flags.Has(vms.FlagFirst) && c.Recording == 0
 	if anew && !key {
 		return
 	}
@@ -72,10 +82,15 @@ func (s *Stream) Publish(init *vms.Init, c *vms.Chunk) {
 			s.gop = nil
 		}
 	}
-	s.init, s.last, s.cause = init, c, ""
+	s.init, s.epoch, s.seq, s.cause = init, c.Epoch, c.Seq, ""
 	for v := range s.viewers {
 		v.push(init, c, anew)
 	}
+}
+
+// same reports whether two inits are the same one, said again perhaps.
+func same(a, b *vms.Init) bool {
+	return a != nil && b != nil && a.Epoch == b.Epoch && a.ID == b.ID
 }
 
 // Offline tells the viewers that nothing comes for now.
@@ -87,6 +102,9 @@ func (s *Stream) Offline(cause string) {
 	}
 	s.cause, s.gop = cause, nil
 	for v := range s.viewers {
+		if len(v.queue) >= maxItems {
+			v.drop()
+		}
 		v.queue = append(v.queue, item{offline: cause})
 		v.blind = true
 		v.signal()
@@ -95,23 +113,33 @@ func (s *Stream) Offline(cause string) {
 
 // push queues a chunk for one viewer, or makes it wait for the next keyframe.
 func (v *viewer) push(init *vms.Init, c *vms.Chunk, anew bool) {
-	key := c.Flags.Has(vms.FlagKey)
-	switch {
-	case v.blind && !key:
+	if v.blind && !c.Flags.Has(vms.FlagKey) {
 		return
-	case anew:
+	}
+	if len(v.queue) > 0 && (v.size+len(c.Payload) > maxQueue || len(v.queue) >= maxItems) {
+		// Too slow: nothing that waits will be seen in time.
+		v.drop()
+		if !c.Flags.Has(vms.FlagKey) {
+			return
+		}
+	}
+	switch {
+	case anew || !same(v.init, init):
 		v.queue = append(v.queue, item{init: init})
+		v.init = init
 	case v.blind:
 		v.queue = append(v.queue, item{jump: true})
-	case v.size+len(c.Payload) > maxQueue:
-		// Too slow: nothing that waits will be seen in time.
-		v.queue, v.size, v.blind = v.queue[:0], 0, true
-		return
 	}
 	v.blind = false
 	v.queue = append(v.queue, item{chunk: c})
 	v.size += len(c.Payload)
 	v.signal()
+}
+
+// drop throws away what waits. The next keyframe goes on.
+func (v *viewer) drop() {
+	clear(v.queue)
+	v.queue, v.size, v.blind, v.init = v.queue[:0], 0, true, v.sent
 }
 
 func (v *viewer) signal() {
@@ -137,9 +165,7 @@ func (s *Stream) join() *viewer {
 		for i, c := range s.gop {
 			v.push(s.init, c, i == 0)
 		}
-	default:
-		v.queue = append(v.queue, item{init: s.init}) // the GOP is too long: wait for the next
-	}
+	} // else the GOP is too long: it waits for the next
 	v.signal()
 	if s.viewers == nil {
 		s.viewers = make(map[*viewer]bool)
@@ -159,6 +185,6 @@ func (s *Stream) take(v *viewer) []item {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	q := v.queue
-	v.queue, v.size = nil, 0
+	v.queue, v.size, v.sent = nil, 0, v.init
 	return q
 }

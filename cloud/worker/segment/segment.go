@@ -32,7 +32,7 @@ const (
 type Segmenter struct {
 	open  bool
 	epoch vms.Epoch
-	last  uint64
+	last  uint64 // taken; not what a hole passed over
 	// next is the least number that may follow, more than last+1 after a declared hole.
 	next      uint64
 	recording uint32
@@ -69,6 +69,18 @@ func (s *Segmenter) begin(c *vms.Chunk) {
 	s.last, s.next = c.Seq, c.Seq+1
 }
 
+// Missing returns the numbers between the last chunk taken and c, and whether
+// there are any: they must be explained before c can follow.
+func (s *Segmenter) Missing(c *vms.Chunk) (vms.ChunkRange, bool) {
+	return s.MissingBefore(c.Epoch, c.Seq)
+}
+
+// MissingBefore is Missing for a number of which there is no chunk.
+func (s *Segmenter) MissingBefore(e vms.Epoch, seq uint64) (vms.ChunkRange, bool) {
+	r := vms.ChunkRange{Epoch: e, First: s.next, Last: seq - 1}
+	return r, e == s.epoch && s.next != 0 && s.next < seq
+}
+
 // Hole takes the agent's word that r will not come, and reports whether the
 // open recording ends before it. A hole that lies elsewhere changes nothing.
 func (s *Segmenter) Hole(r vms.ChunkRange) (closes bool) {
@@ -86,6 +98,9 @@ func (s *Segmenter) End() (closes bool) {
 	closes, s.open = s.open, false
 	return closes
 }
+
+// Epoch is that of the last chunk taken, zero before the first.
+func (s *Segmenter) Epoch() vms.Epoch { return s.epoch }
 
 // Position names the last chunk taken, for errors.
 func (s *Segmenter) Position() string { return fmt.Sprintf("%s:%d", s.epoch, s.last) }

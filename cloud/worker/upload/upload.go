@@ -5,12 +5,13 @@ package upload
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,6 +25,7 @@ type Store interface {
 	// Put stores an object that is not there yet. vms.ErrConflict: the key is taken.
 	Put(ctx context.Context, r vms.Recording, body io.ReadSeeker) error
 	// Stat returns what the object's metadata says, or vms.ErrNotFound.
+	// vms.ErrInvalid: the object is no recording.
 	Stat(ctx context.Context, key string) (vms.Recording, error)
 }
 
@@ -34,9 +36,12 @@ type Job struct {
 	Path      string
 	// Done is called once the recording is durable, under the key it got.
 	Done func(vms.Recording)
+	// Lost is called instead when the file is not there any more, or is not
+	// what was written: no retry can help, only the one who has the bytes still.
+	Lost func(error)
 }
 
-// Uploader runs jobs. Fill in the fields, then Submit at will; Close waits.
+// Uploader runs jobs. Fill in the fields, then Submit at will; Wait waits.
 type Uploader struct {
 	Store Store
 	// Slots is how many requests are under way at once.
@@ -76,35 +81,52 @@ func (u *Uploader) Wait() { u.wg.Wait() }
 func (u *Uploader) run(ctx context.Context, j Job) {
 	b := retry.Backoff{Min: 500 * time.Millisecond, Max: 30 * time.Second}
 	failed := false
-	defer func() {
+	done := func() { // before anybody is told: the store is not what holds up this job any more
 		if failed {
 			u.failing.Add(-1)
 		}
-	}()
+	}
 	for {
 		r, err := u.try(ctx, j)
-		if err == nil {
+		switch {
+		case err == nil:
 			if err := os.Remove(j.Path); err != nil {
 				u.Log.Error("cannot remove an uploaded recording from tmpfs", "path", j.Path, "err", err)
 			}
+			done()
 			j.Done(r)
 			return
-		}
-		if ctx.Err() != nil {
+		case ctx.Err() != nil:
+			done()
+			return
+		case errors.Is(err, errLost):
+			if err := os.Remove(j.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				u.Log.Error("cannot remove a broken recording from tmpfs", "path", j.Path, "err", err)
+			}
+			done()
+			j.Lost(err)
 			return
 		}
+		level := slog.LevelDebug // said once: an outage must not fill the log
 		if !failed {
-			failed = true
+			failed, level = true, slog.LevelWarn
 			u.failing.Add(1)
 		}
 		u.retries.Add(1)
 		wait := b.Next(0)
-		u.Log.Warn("upload failed, will try again", "channel", j.Recording.Channel, "key", j.Recording.Key, "err", err, "wait", wait)
+		u.Log.Log(ctx, level, "upload failed, will try again until it works", "channel", j.Recording.Channel, "key", j.Recording.Key, "err", err, "wait", wait)
 		if !retry.Sleep(ctx, wait) {
+			done()
 			return
 		}
 	}
 }
+
+// errLost: the file is not what was written.
+var errLost = errors.New("the file is gone or broken")
+
+// maxBeside bounds the keys that are tried for a recording whose own is taken.
+const maxBeside = 100
 
 // try holds a slot while it talks to the store.
 func (u *Uploader) try(ctx context.Context, j Job) (vms.Recording, error) {
@@ -115,31 +137,66 @@ func (u *Uploader) try(ctx context.Context, j Job) (vms.Recording, error) {
 		return vms.Recording{}, ctx.Err()
 	}
 	f, err := os.Open(j.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", errLost, err)
+	}
 	if err != nil {
 		return vms.Recording{}, err
 	}
 	defer f.Close()
-	r := j.Recording
-	err = u.Store.Put(ctx, r, newBody(j.Head, f, r.Bytes))
-	if !errors.Is(err, vms.ErrConflict) {
-		return r, err
-	}
-	have, err := u.Store.Stat(ctx, r.Key)
-	if err != nil {
-		return r, fmt.Errorf("look at the object that holds the key: %w", err)
-	}
-	if have.SHA256 == r.SHA256 && have.Bytes == r.Bytes || have.Chunks.Contains(r.Chunks) {
-		return have, nil // another worker, or an earlier try of ours, made it durable
-	}
-	// Two different recordings want one key: no code should be able to do this. Keep both.
-	u.Log.Error("ALARM: another recording has this key; storing beside it", "channel", r.Channel, "key", r.Key,
-		"chunks", r.Chunks.String(), "there", have.Chunks.String())
-	r.Key = fmt.Sprintf("%s.%s-%d.mp4", strings.TrimSuffix(r.Key, ".mp4"), r.Chunks.Epoch, r.Chunks.First)
-	err = u.Store.Put(ctx, r, newBody(j.Head, f, r.Bytes))
-	if errors.Is(err, vms.ErrConflict) {
-		err = nil // stored beside it by an earlier try
+	r, err := u.place(ctx, j, f)
+	if err != nil && ctx.Err() == nil {
+		if lost := j.verify(f); lost != nil {
+			err = errors.Join(lost, err)
+		}
 	}
 	return r, err
+}
+
+// place puts the recording under its key. When another recording has that, a
+// later one by as many microseconds as it takes: a key of the usual form, so
+// that it is found and registered like any other.
+func (u *Uploader) place(ctx context.Context, j Job, f io.ReaderAt) (vms.Recording, error) {
+	r := j.Recording
+	for range maxBeside {
+		err := u.Store.Put(ctx, r, newBody(j.Head, f, r.Bytes))
+		if !errors.Is(err, vms.ErrConflict) {
+			return r, err
+		}
+		have, err := u.Store.Stat(ctx, r.Key)
+		switch {
+		case errors.Is(err, vms.ErrInvalid): // a stranger's object
+		case err != nil:
+			return r, fmt.Errorf("look at the object that holds the key: %w", err)
+		case have.SHA256 == r.SHA256 && have.Bytes == r.Bytes || have.Chunks.Contains(r.Chunks):
+			return have, nil // another worker, or an earlier try of ours, made it durable
+		}
+		// Two different recordings want one key: no code should be able to do this. Keep both.
+		u.Log.Error("ALARM: another recording has this key; storing beside it", "channel", r.Channel, "key", r.Key,
+			"chunks", r.Chunks.String(), "there", have.Chunks.String())
+		r.Start = r.Start.Add(time.Microsecond)
+		if !r.Start.Before(r.End) {
+			break
+		}
+		r.Key = vms.RecordingKey(r.Channel, r.Start, r.Number)
+	}
+	return r, fmt.Errorf("no key is free for recording %s", j.Recording.Key)
+}
+
+// verify reports, as errLost, that head and file are not the recording. A disk
+// that cannot be read now may be read later: that is another error, and nil here.
+func (j *Job) verify(f io.ReaderAt) error {
+	h := sha256.New()
+	n, err := io.Copy(h, newBody(j.Head, f, j.Recording.Bytes))
+	switch {
+	case err != nil:
+		return nil //nolint:nilerr // see above
+	case n != j.Recording.Bytes:
+		return fmt.Errorf("%w: %d bytes of %d", errLost, n, j.Recording.Bytes)
+	case [sha256.Size]byte(h.Sum(nil)) != j.Recording.SHA256:
+		return fmt.Errorf("%w: its checksum has changed", errLost)
+	}
+	return nil
 }
 
 // body reads head, then the file, and can be rewound for a retry.
