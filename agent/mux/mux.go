@@ -10,14 +10,10 @@
 package mux
 
 import (
-	"fmt"
-	"math"
-	"slices"
 	"time"
 
 	"github.com/zipato/vms/pkg/cmaf"
 	"github.com/zipato/vms/pkg/vms"
-	"github.com/zipato/vms/pkg/wire"
 )
 
 const (
@@ -205,33 +201,6 @@ func (m *Mux) Video(pts int64, now time.Time, uncertain bool, camera time.Time, 
 	m.release(now)
 }
 
-// Audio takes one AAC frame: pts in ticks of the sample rate.
-func (m *Mux) Audio(pts int64, now time.Time, data []byte) {
-	if m.sound == nil || len(data) == 0 {
-		return
-	}
-	t := m.aJump.place(pts*int64(m.ts)/int64(m.sound.SampleRate), now, m.ts)
-	if n := len(m.soundQ); n > 0 {
-		last := &m.soundQ[n-1]
-		if t <= last.pts {
-			t = last.pts + 1
-		}
-		if last.dur == 0 {
-			last.dur = t - last.pts
-			if last.dur > 10*m.soundFrame() {
-				last.dur = m.soundFrame() // a hole: nothing is stretched over it
-			}
-		}
-	}
-	if len(m.soundQ) >= maxSoundQueue {
-		m.soundQ = slices.Delete(m.soundQ, 0, maxSoundQueue/2) // no picture for long: keep the newest
-		m.stats.SoundDropped += maxSoundQueue / 2
-	}
-	m.soundQ = append(m.soundQ, soundSample{pts: t, data: data})
-	m.soundNow = now
-	m.release(now)
-}
-
 // Tick lets waits run out. Call it some ten times a second while a session is open.
 func (m *Mux) Tick(now time.Time) { m.release(now) }
 
@@ -262,14 +231,6 @@ func (m *Mux) Flush() {
 	m.closed, m.cur, m.soundQ = nil, nil, nil
 	m.started, m.spanDue, m.inSpan = false, true, false
 	m.clock.forget()
-}
-
-// soundFrame is the nominal duration of one AAC frame (1,024 samples), ticks.
-func (m *Mux) soundFrame() int64 {
-	if m.sound == nil {
-		return 0
-	}
-	return 1024 * int64(m.ts) / int64(m.sound.SampleRate)
 }
 
 // timed takes a frame whose decode time is known: the one before it gets its
@@ -321,236 +282,6 @@ func (m *Mux) release(now time.Time) {
 	}
 }
 
-// waitsForSound: the first chunk of a span waits for the first sample, to know
-// whether there is a track; the last chunk of a GOP waits for the sound up to
-// its end, so that a recording begins with picture and sound of the same time.
-func (m *Mux) waitsForSound(c *building, now time.Time) bool {
-	if m.sound == nil {
-		return false
-	}
-	wait := soundWait
-	if m.watched {
-		wait = soundWaitWatched
-	}
-	if c.spanDue && len(m.soundQ) == 0 && m.soundNow.IsZero() && within(now, c.firstNow, soundWait) {
-		return true
-	}
-	if !c.endsGOP || !within(now, c.closed, wait) || m.soundNow.IsZero() {
-		return false
-	}
-	if !m.withA && !c.spanDue {
-		return false
-	}
-	n := len(m.soundQ)
-	return (n == 0 || m.soundQ[n-1].pts < c.end) && now.Sub(m.soundNow) < soundGone
-}
-
-// within reports whether less than d has passed since then. A clock that was
-// set back since says nothing, and nobody waits for it.
-func within(now, since time.Time, d time.Duration) bool {
-	passed := now.Sub(since)
-	return passed >= 0 && passed < d
-}
-
 func (m *Mux) ticks(d time.Duration) int64 {
 	return int64(d/time.Second)*int64(m.ts) + int64(d%time.Second)*int64(m.ts)/int64(time.Second)
-}
-
-// wantSound reports whether the next span should have a sound track.
-func (m *Mux) wantSound(now time.Time) bool {
-	return m.sound != nil && !m.soundNow.IsZero() && (len(m.soundQ) > 0 || now.Sub(m.soundNow) < soundGone)
-}
-
-// emit numbers and stamps a chunk. Everything that a worker obeys is decided here.
-func (m *Mux) emit(c *building) {
-	withA := m.wantSound(c.firstNow)
-	if c.key && m.clock.ahead && m.cfg.NewEpoch != nil {
-		m.cfg.Epoch = m.cfg.NewEpoch()
-		m.seq, m.initID, m.lastInit, m.inSpan = 0, 0, vms.Init{}, false
-		m.clock.rewind()
-	}
-	if c.key && (c.spanDue || withA != m.withA || m.clock.stepped || !m.inSpan || !c.params.Equal(m.coded)) {
-		m.inSpan = m.beginSpan(c, withA)
-	}
-	if !m.inSpan {
-		m.stats.BeforeKey += uint64(len(c.video))
-		return
-	}
-	flags := m.stamp(c)
-	sound := m.takeSound(c, flags.Has(vms.FlagFirst))
-	if flags.Has(vms.FlagFirst) {
-		m.span.zero = zero(c, sound)
-	}
-	m.seq++
-	m.span.recBytes += int64(c.bytes)
-	payload, moofLen, err := cmaf.BuildFragment(uint32(m.seq), []cmaf.Run{
-		{Track: cmaf.VideoTrack, Base: uint64(c.start), Samples: c.video}, sound,
-	})
-	if err != nil {
-		// Only a chunk of 2 GiB or without a picture could do this; the byte limit forbids both.
-		panic(fmt.Sprintf("mux: %v", err))
-	}
-	start, end := m.clock.advance(c.end)
-	m.cfg.OnChunk(vms.Chunk{
-		Epoch: m.cfg.Epoch, Seq: m.seq, Recording: m.span.number, Init: m.initID, Flags: flags,
-		Start: start, End: end, CameraTime: c.camera,
-		MoofLen: moofLen, CRC: wire.Checksum(payload), Payload: payload,
-	})
-}
-
-// stamp decides whether c begins a recording.
-func (m *Mux) stamp(c *building) vms.Flags {
-	var flags vms.Flags
-	if c.key {
-		flags |= vms.FlagKey
-	}
-	if m.span.uncertain {
-		flags |= vms.FlagTimeUncertain
-	}
-	begin := c.beginsSpan
-	switch {
-	case begin:
-		m.span.number = 0
-	case c.key && c.start-m.span.start >= m.boundary():
-		begin = true
-	case c.start-m.span.recStart >= m.ticks(longestRecording), m.span.recBytes >= largestRecording:
-		begin = true
-	}
-	if !begin {
-		return flags
-	}
-	flags |= vms.FlagFirst
-	if !c.key {
-		flags |= vms.FlagDependent
-	}
-	if !c.beginsSpan {
-		m.span.number++
-	}
-	m.span.recStart, m.span.recBytes = c.start, 0
-	return flags
-}
-
-// boundary is the tick after the start of the span from which on a keyframe
-// begins the next recording: the least phase + k x recording that lies after
-// the start of the present one.
-func (m *Mux) boundary() int64 {
-	d, phase := m.ticks(m.cfg.Recording), m.ticks(m.cfg.Phase%m.cfg.Recording)
-	since := m.span.recStart - m.span.start
-	if since < phase {
-		return phase
-	}
-	return phase + ((since-phase)/d+1)*d
-}
-
-// beginSpan starts a span with c, with a new init segment when the codecs
-// changed. It returns false when the parameter sets make no init segment:
-// nothing can decode c.
-func (m *Mux) beginSpan(c *building, withA bool) bool {
-	var a *cmaf.AudioParams
-	if withA {
-		a = m.sound
-	}
-	if p := &c.params; max(len(p.VPS), len(p.SPS), len(p.PPS)) > math.MaxUint16 {
-		return false // MP4 has 16 bits for their lengths
-	}
-	segment, tracks, err := cmaf.BuildInit(m.ts, c.params, a)
-	if err != nil {
-		return false
-	}
-	_, err = wire.EncodePush(&wire.InitMessage{Epoch: m.cfg.Epoch, ID: m.initID + 1, Tracks: tracks, Segment: segment})
-	if err != nil {
-		return false // larger than can be sent, or of a size that no picture has
-	}
-	m.coded, m.withA = c.params, withA
-	if !slices.Equal(segment, m.lastInit.Segment) {
-		m.initID++
-		m.lastInit = vms.Init{Epoch: m.cfg.Epoch, ID: m.initID, Tracks: tracks, Segment: segment}
-		m.cfg.OnInit(m.lastInit)
-	}
-	start := c.start
-	if withA {
-		lead := c.start - m.ticks(soundLead)
-		for len(m.soundQ) > 0 && m.soundQ[0].pts < lead {
-			m.soundQ = m.soundQ[1:]
-			m.stats.SoundDropped++
-		}
-		if len(m.soundQ) > 0 {
-			start = min(start, max(m.soundQ[0].pts, 0))
-		}
-	}
-	c.beginsSpan = true
-	m.span.start = start
-	if m.clock.begin(start, m.ts) {
-		m.span.uncertain = m.unsure
-	}
-	return true
-}
-
-// takeSound takes the sound that belongs into c out of the queue: all complete
-// samples that begin before c ends. When sound lags behind the start of a new
-// recording, its newest sample goes into the first chunk even so: the zero of
-// the recording then lies before all that follows. When none was there, sound
-// that comes from before that zero is too late for any recording.
-func (m *Mux) takeSound(c *building, first bool) cmaf.Run {
-	run := cmaf.Run{Track: cmaf.AudioTrack}
-	earliest := int64(0)
-	switch {
-	case !m.withA:
-		earliest = c.end // a span with a track may begin with what is later
-	case !first:
-		earliest = m.span.zero
-	}
-	if n := len(m.soundQ); n > 0 && c.key && m.soundQ[n-1].dur == 0 && m.soundQ[n-1].pts < c.start {
-		m.soundQ[n-1].dur = m.soundFrame()
-	}
-	late := 0
-	for late < len(m.soundQ) && m.soundQ[late].pts < earliest {
-		late++
-	}
-	m.stats.SoundDropped += uint64(late)
-	m.soundQ = m.soundQ[late:]
-	if !m.withA {
-		return run
-	}
-	i := 0
-	for i < len(m.soundQ) {
-		s := &m.soundQ[i]
-		if s.dur == 0 || (s.pts >= c.end && !c.last) {
-			break
-		}
-		if len(run.Samples) == 0 {
-			run.Base = uint64(s.pts)
-		} else if next := run.Base + uint64(sum(run.Samples)); int64(next) != s.pts {
-			break // a hole in time needs a tfdt of its own: the next chunk
-		}
-		run.Samples = append(run.Samples, cmaf.Sample{Duration: uint32(s.dur), Sync: true, Raw: s.data})
-		i++
-	}
-	m.soundQ = m.soundQ[i:]
-	return run
-}
-
-// zero is the earliest time in the first chunk of a recording: what a worker
-// subtracts from all times in it (cmaf.Fragment.Zero).
-func zero(c *building, sound cmaf.Run) int64 {
-	t, shown := c.start, int64(math.MaxInt64)
-	for i := range c.video {
-		shown = min(shown, t+int64(c.video[i].CTS))
-		t += int64(c.video[i].Duration)
-	}
-	z := c.start
-	if shown >= 0 {
-		z = min(z, shown)
-	}
-	if len(sound.Samples) > 0 {
-		z = min(z, int64(sound.Base))
-	}
-	return z
-}
-
-func sum(samples []cmaf.Sample) (d int64) {
-	for i := range samples {
-		d += int64(samples[i].Duration)
-	}
-	return d
 }
