@@ -2,6 +2,7 @@ package cloud
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"strings"
 
@@ -20,6 +21,7 @@ func (c *Cloud) routes(rest http.Handler) http.Handler {
 		}
 		return nil
 	})
+	health.Ready("disk", func(context.Context) error { return enough(c.data.Room()) })
 	page := web.Handler(web.Options{MediaOrigins: []string{c.mediaURL()}})
 	browser := http.NewServeMux()
 	browser.Handle("/live/v1/mse", c.worker.LiveHandler())
@@ -38,6 +40,18 @@ func (c *Cloud) routes(rest http.Handler) http.Handler {
 	mux.Handle("GET /readyz", health.Readyz())
 	mux.Handle("/", c.auth.Guard(browser))
 	return mux
+}
+
+// leastRoom is a few recordings of each of some cameras. Below it uploads will
+// soon fail, and hubs keep their footage while they can.
+const leastRoom = 64 << 20
+
+// enough says that the disk is nearly full, before the footage does.
+func enough(room int64, err error) error {
+	if err == nil && room < leastRoom {
+		err = fmt.Errorf("the data directory's disk is full: %d MB left, want %d; free some, or keep less with -retention-bytes", room>>20, leastRoom>>20)
+	}
+	return err
 }
 
 // mediaURL is where presigned URLs point.

@@ -70,6 +70,15 @@ func (d *Data) Path(name ...string) string {
 	return filepath.Join(append([]string{d.dir}, name...)...)
 }
 
+// Room returns how many bytes may still be written below the directory.
+func (d *Data) Room() (int64, error) {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(d.dir, &st); err != nil {
+		return 0, fmt.Errorf("room in %s: %w", d.dir, err)
+	}
+	return int64(st.Bavail) * int64(st.Bsize), nil //nolint:unconvert // the types differ between systems
+}
+
 // Secret returns the n random bytes that this name has had since it was first
 // asked for. They are kept in the file Path(name), mode 0600, in lower case
 // hexadecimal, which SecretText returns. A file that holds anything else is an

@@ -77,6 +77,12 @@ func TestSecondOpenInProcessIsRefused(t *testing.T) {
 	}
 }
 
+func TestRoom(t *testing.T) {
+	if n, err := openData(t, t.TempDir()).Room(); err != nil || n <= 0 {
+		t.Errorf("Room = %d, %v", n, err)
+	}
+}
+
 func TestSecretPersists(t *testing.T) {
 	dir := t.TempDir()
 	d := openData(t, dir)

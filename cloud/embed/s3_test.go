@@ -117,6 +117,36 @@ func TestHalfMadeBucketIsMended(t *testing.T) {
 	put(t, open(t, srv), "a", "x")
 }
 
+// A start writes nothing that is there already: on a full disk it would fail,
+// and with it the retention that could make room.
+func TestRestartWritesNothing(t *testing.T) {
+	dir := t.TempDir()
+	in := func(cfg *embed.S3Config) { cfg.Dir = dir }
+	if err := start(t, in).Close(); err != nil {
+		t.Fatal(err)
+	}
+	attributes := func() map[string]os.FileInfo {
+		found := make(map[string]os.FileInfo)
+		err := filepath.Walk(filepath.Join(dir, "meta"), func(path string, info os.FileInfo, err error) error {
+			if err == nil && info.Mode().IsRegular() {
+				found[path] = info
+			}
+			return err
+		})
+		if err != nil || len(found) == 0 {
+			t.Fatalf("%d attributes, %v", len(found), err)
+		}
+		return found
+	}
+	before := attributes()
+	start(t, in)
+	for path, info := range attributes() {
+		if !os.SameFile(info, before[path]) {
+			t.Errorf("%s was written again", path)
+		}
+	}
+}
+
 func TestStoreIsPrivate(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "s3")
 	srv := start(t, func(cfg *embed.S3Config) { cfg.Dir = dir })

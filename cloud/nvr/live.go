@@ -178,7 +178,18 @@ func (n *NVR) State(ctx context.Context, s Session, m *wire.StreamState) error {
 	if before != "" && stopped == (before == wire.StateStopped) {
 		return nil
 	}
-	// A stream that somebody stopped, perhaps on the LAN, misses nothing.
+	// A stream that somebody stopped on the LAN misses nothing. One that the
+	// cloud wants does: its agent only ends, to be updated perhaps, and
+	// StopChannel notes its own stops.
+	if stopped {
+		row, err := n.Store.Channel(ctx, s.Channel)
+		if errors.Is(err, vms.ErrNotFound) || err == nil && row.Wanted && row.SID == s.SID {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("state of channel %s: %w", s.Channel, err)
+		}
+	}
 	if err := n.Store.SetIdle(ctx, s.Channel, stopped, n.now()); err != nil {
 		return fmt.Errorf("state of channel %s: %w", s.Channel, err)
 	}

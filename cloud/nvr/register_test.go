@@ -1,6 +1,7 @@
 package nvr_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -236,6 +237,43 @@ func TestSweepSurvivesACrashAtEveryStep(t *testing.T) {
 				t.Errorf("garbage rows left: %v, %v", g, err)
 			}
 		})
+	}
+}
+
+// fullDisk is a store in which nothing can be written that makes it larger.
+type fullDisk struct {
+	nvr.Store
+	err error
+}
+
+func (s *fullDisk) Expire(ctx context.Context, cutoff time.Time, maxBytes int64, now time.Time, limit int) (int, error) {
+	if s.err != nil {
+		return 0, s.err
+	}
+	return s.Store.Expire(ctx, cutoff, maxBytes, now, limit)
+}
+
+// What is garbage already goes although nothing new can become garbage: that
+// is what makes room on a full disk.
+func TestSweepClearsGarbageOnAFullDisk(t *testing.T) {
+	full := errors.New("disk full")
+	disk := &fullDisk{}
+	w := nvrtest.New(t, func(c *nvr.Config) { disk.Store, c.Store = c.Store, disk })
+	c := w.Channel(t, acct, "")
+	r := w.Recording(c.ID, 5, 1, 30)
+	w.Objects.Put(r)
+	if err := w.RecordingUploaded(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.DeleteChannel(t.Context(), acct, c.ID); err != nil {
+		t.Fatal(err)
+	}
+	disk.err = full
+	if err := w.Sweep(t.Context()); !errors.Is(err, full) {
+		t.Errorf("Sweep = %v, want that the disk is full", err)
+	}
+	if keys := w.Objects.Keys(); len(keys) != 0 {
+		t.Errorf("objects left: %v", keys)
 	}
 }
 

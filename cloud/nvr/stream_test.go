@@ -236,6 +236,73 @@ func TestStartAndStop(t *testing.T) {
 	}
 }
 
+// An agent that ends, for an update or with its hub, says that its streams
+// stopped. What the cloud wanted all the while is missing then; what was
+// stopped by somebody is not.
+func TestOnlyAStopThatSomebodyWantedIsNoGap(t *testing.T) {
+	for name, tt := range map[string]struct {
+		stop func(t *testing.T, w *nvrtest.World, id vms.ChannelID)
+		gaps int
+	}{
+		"agent ended": {func(*testing.T, *nvrtest.World, vms.ChannelID) {}, 1},
+		"stopped": {func(t *testing.T, w *nvrtest.World, id vms.ChannelID) {
+			if err := w.StopChannel(t.Context(), acct, id, 0); err != nil {
+				t.Fatal(err)
+			}
+		}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := nvrtest.New(t, nil)
+			w.RegisterWorker(worker)
+			hub, _ := w.Hub(t, acct)
+			c := w.Channel(t, acct, hub)
+			line, l := newLink(true), newLink(true)
+			w.HubConnected(nvr.Session{Account: acct, Hub: hub}, line)
+			start := func() nvr.Session {
+				t.Helper()
+				if err := w.StartChannel(t.Context(), acct, c.ID, 0); err != nil {
+					t.Fatal(err)
+				}
+				sent := line.sent()
+				s, err := w.Store.Session(t.Context(), sent[len(sent)-1].(*wire.Start).SID)
+				if err != nil {
+					t.Fatal(err)
+				}
+				a := assign(t, w, s, &wire.SessionHello{}, l)
+				s.Generation = a.Generation
+				return s
+			}
+			put := func(epoch vms.Epoch, from, to time.Time) {
+				t.Helper()
+				r := w.Recording(c.ID, epoch, 1, 30)
+				r.Start, r.End, r.Key = from, to, vms.RecordingKey(c.ID, from, 0)
+				if err := w.RecordingUploaded(t.Context(), r); err != nil {
+					t.Fatal(err)
+				}
+			}
+			state := func(s nvr.Session, word string) {
+				t.Helper()
+				if err := w.State(t.Context(), s, &wire.StreamState{State: word}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s := start()
+			state(s, wire.StateStreaming)
+			put(1, w.Clock.Now().Add(-30*time.Second), w.Clock.Now())
+			tt.stop(t, w, c.ID)
+			state(s, wire.StateStopped)
+			w.Clock.Add(10 * time.Minute)
+			s = start()
+			state(s, wire.StateStreaming)
+			put(2, w.Clock.Now(), w.Clock.Now().Add(30*time.Second))
+			p, err := w.Recordings(t.Context(), acct, c.ID, nvr.RecordingQuery{To: w.Clock.Now().Add(time.Hour)})
+			if err != nil || len(p.Recordings) != 2 || len(p.Gaps) != tt.gaps {
+				t.Errorf("%d recordings, gaps %+v, %v, want %d gaps", len(p.Recordings), p.Gaps, err, tt.gaps)
+			}
+		})
+	}
+}
+
 func TestHubThatComesBackIsAskedAgain(t *testing.T) {
 	vmstest.NoLeaks(t)
 	w := nvrtest.New(t, nil)

@@ -2,6 +2,7 @@ package nvr
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -21,6 +22,14 @@ func (n *NVR) Sweep(ctx context.Context) error {
 	if n.Retention.Age > 0 {
 		cutoff = n.now().Add(-n.Retention.Age)
 	}
+	err := n.expire(ctx, cutoff)
+	// When nothing can be written because the disk is full, clearing what is
+	// garbage already makes room for the next sweep.
+	return errors.Join(err, n.clearGarbage(ctx))
+}
+
+// expire makes garbage of what retention has no place for.
+func (n *NVR) expire(ctx context.Context, cutoff time.Time) error {
 	for {
 		k, err := n.Store.Expire(ctx, cutoff, n.Retention.Bytes, n.now(), sweepBatch)
 		if err != nil {
@@ -33,7 +42,7 @@ func (n *NVR) Sweep(ctx context.Context) error {
 	if err := n.Store.Forget(ctx, cutoff, n.now().Add(-n.TokenTTL-token.Leeway)); err != nil {
 		return fmt.Errorf("retention: %w", err)
 	}
-	return n.clearGarbage(ctx)
+	return nil
 }
 
 // clearGarbage goes on after an object that cannot be deleted, so that one does

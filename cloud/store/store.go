@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
+	"os"
 	"time"
 
 	"github.com/pressly/goose/v3"
@@ -43,7 +44,12 @@ var _ nvr.Store = (*Store)(nil)
 // OpenSQLite opens the database file at path, makes it if need be, and brings
 // its schema up to date. The schema only ever goes forward: a file of a newer
 // version is refused.
+//
+// Only its owner may read it: it names cameras and holds what hubs are known by.
 func OpenSQLite(ctx context.Context, path string) (*Store, error) {
+	if err := private(path); err != nil {
+		return nil, fmt.Errorf("open database %s: %w", path, err)
+	}
 	w, err := sql.Open("sqlite", dsn(path, "_txlock=immediate"))
 	if err != nil {
 		return nil, fmt.Errorf("open database %s: %w", path, err)
@@ -60,6 +66,16 @@ func OpenSQLite(ctx context.Context, path string) (*Store, error) {
 		return nil, errors.Join(fmt.Errorf("open database %s: %w", path, err), s.Close())
 	}
 	return s, nil
+}
+
+// private makes the file before SQLite would, which leaves its mode to the
+// umask. The files beside it (-wal, -shm) get the mode that it has.
+func private(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Chmod(0o600), f.Close())
 }
 
 func dsn(path, more string) string {

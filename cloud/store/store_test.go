@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -46,6 +47,29 @@ func TestSQLiteStartsWhereItStopped(t *testing.T) {
 	got, err := open(t, path).Hub(t.Context(), h.ID)
 	if err != nil || got.Name != h.Name || !got.CreatedAt.Equal(h.CreatedAt) {
 		t.Errorf("after a restart Hub = %+v, %v, want %+v", got, err, h)
+	}
+}
+
+// The database names cameras and hubs; a data directory that others may enter
+// must not give it away.
+func TestSQLiteIsPrivate(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "vms.db")
+	if err := os.WriteFile(path, nil, 0o644); err != nil { // as a restored backup may be
+		t.Fatal(err)
+	}
+	s := open(t, path)
+	h := nvr.Hub{ID: "hub_1", Account: "a", CreatedAt: time.Now()}
+	if err := s.CreateHub(t.Context(), h, nvr.CodeHash{1}, h.CreatedAt.Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(path + "*")
+	if err != nil || len(files) < 2 {
+		t.Fatalf("files %v, %v, want the database and its log", files, err)
+	}
+	for _, f := range files {
+		if info, err := os.Stat(f); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s has mode %v, %v, want 0600", f, info.Mode().Perm(), err)
+		}
 	}
 }
 

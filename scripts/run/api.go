@@ -123,6 +123,7 @@ type channel struct {
 	Name      string `json:"name"`
 	HubID     string `json:"hub_id"`
 	State     string `json:"state"`
+	Wanted    bool   `json:"wanted"`
 	Problem   string `json:"problem"`
 	Streaming bool   `json:"streaming"`
 }
@@ -164,6 +165,11 @@ func (c *client) waitStreaming(ctx context.Context, id string) error {
 		err := c.call(ctx, http.MethodGet, "/channels/"+id, nil, &ch)
 		if err == nil && ch.Streaming && ch.State == "streaming" {
 			return nil
+		}
+		if err == nil && !ch.Wanted {
+			// It was stopped when we last ran, and a stop holds until somebody
+			// starts it again: who runs this does. The hub may not be there yet.
+			err = c.call(ctx, http.MethodPost, "/channels/"+id+"/start", nil, nil)
 		}
 		if err != nil {
 			ch.Problem = err.Error()
