@@ -228,6 +228,10 @@ func (a *Agent) start(r request) (*entry, error) {
 	}
 	a.mu.Lock()
 	old := a.entries[r.channel]
+	if old != nil && r.local && !old.local && old.ended.IsZero() {
+		a.mu.Unlock()
+		return nil, fmt.Errorf("%w: the cloud runs the stream of this channel; stop it there first", vms.ErrConflict)
+	}
 	if old == nil && a.running() >= maxStreams {
 		a.mu.Unlock()
 		return nil, fmt.Errorf("%w: this hub runs %d streams already", vms.ErrUnavailable, maxStreams)
@@ -375,12 +379,16 @@ func (a *Agent) Start(tok string, cam vms.Camera) (lan.Stream, error) {
 func (a *Agent) Stop(id vms.StreamID) error {
 	a.mu.Lock()
 	var ch vms.ChannelID
+	declared := false
 	for _, e := range a.entries {
 		if e.id == id {
-			ch = e.channel
+			ch, declared = e.channel, !e.local && e.ended.IsZero()
 		}
 	}
 	a.mu.Unlock()
+	if declared {
+		return fmt.Errorf("%w: the cloud runs this stream; stop it there", vms.ErrForbidden)
+	}
 	if ch == "" {
 		return fmt.Errorf("%w: no stream %s", vms.ErrNotFound, id)
 	}

@@ -434,6 +434,16 @@ func TestCommandsOfTheCloud(t *testing.T) {
 	if got := h.streams(); len(got) != 1 || got[0].ID != s.ID {
 		t.Errorf("streams %+v: the one that ran was replaced", got)
 	}
+	// What the cloud declared is not for the LAN to take over or to stop.
+	if code, body := h.start(c.token(t, nil), vms.Camera{URL: "rtsp://127.0.0.1:2/"}); code != 409 {
+		t.Errorf("taken over from the LAN: %d %s", code, body)
+	}
+	if code, body := h.call("DELETE", "/v1/streams/"+string(s.ID), nil); code != 403 {
+		t.Errorf("stopped from the LAN: %d %s", code, body)
+	}
+	if got := h.streams(); len(got) != 1 || got[0].ID != s.ID {
+		t.Errorf("streams %+v after that", got)
+	}
 	for id, m := range map[string]wire.SessionMessage{
 		"late":    &wire.Start{ID: "late", Deadline: soon.Add(-2 * time.Minute), Channel: "ch_2", SID: "sid_2", NVRURL: c.nvrURL(), Camera: start.Camera},
 		"foreign": &wire.Start{ID: "foreign", Deadline: soon, Channel: "ch_2", SID: "sid_2", NVRURL: "ws://evil.example/", Camera: start.Camera},

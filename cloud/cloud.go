@@ -286,6 +286,7 @@ func (c *Cloud) openRules() (*token.Signer, error) {
 	}
 	c.nvr, err = nvr.New(nvr.Config{
 		Store: c.store, Objects: objects{c.objects}, Tokens: signer, SecretKey: secret, NVRURL: nvrURL, Log: c.log,
+		Revoked:   func(sids []vms.SID) { c.worker.Revoke(sids) },
 		Retention: nvr.Retention{Age: c.cfg.RetentionAge, Bytes: c.cfg.RetentionBytes},
 		Segment:   wire.SegmentOptions{RecordingMS: c.cfg.Recording.Milliseconds(), ChunkMS: chunkMS},
 	})

@@ -18,6 +18,7 @@ import (
 type liveSession struct {
 	Session
 	link   StreamLink // nil while the hub is away
+	lost   time.Time  // since when it is
 	worker vms.WorkerID
 	held   []wire.HeldRange
 	state  wire.StreamState
@@ -70,7 +71,7 @@ func (n *NVR) Detach(s Session, link StreamLink) {
 	if ls == nil || ls.link != link {
 		return
 	}
-	ls.link, ls.worker, ls.state = nil, "", wire.StreamState{}
+	ls.link, ls.lost, ls.worker, ls.state = nil, n.now(), "", wire.StreamState{}
 	if len(ls.held) == 0 {
 		n.forget(s.SID)
 	}
@@ -99,6 +100,9 @@ func (n *NVR) tidy(ch vms.ChannelID) {
 // revokeLive closes the connections of sessions that the store has revoked.
 func (n *NVR) revokeLive(sids []vms.SID, why string) {
 	var links []StreamLink
+	if n.Revoked != nil {
+		n.Revoked(sids)
+	}
 	n.mu.Lock()
 	for _, sid := range sids {
 		if ls := n.sessions[sid]; ls != nil {
@@ -309,16 +313,22 @@ func (n *NVR) describe(c *Channel) {
 }
 
 // pending lists what the hubs of a channel hold.
-func (n *NVR) pending(ch vms.ChannelID) []vms.TimeRange {
+func (n *NVR) pending(ch vms.ChannelID) (held, unreachable []vms.TimeRange) {
+	now := n.now()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	var out []vms.TimeRange
-	if st := n.streams[ch]; st != nil {
-		for _, ls := range st.sessions {
-			for _, h := range ls.held {
-				out = append(out, vms.TimeRange{Start: h.Start.UTC(), End: h.End.UTC()})
-			}
+	st := n.streams[ch]
+	if st == nil {
+		return nil, nil
+	}
+	for _, ls := range st.sessions {
+		out := &held
+		if ls.link == nil && now.Sub(ls.lost) > n.UnreachableAfter {
+			out = &unreachable
+		}
+		for _, h := range ls.held {
+			*out = append(*out, vms.TimeRange{Start: h.Start.UTC(), End: h.End.UTC()})
 		}
 	}
-	return out
+	return held, unreachable
 }

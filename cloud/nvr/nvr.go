@@ -54,6 +54,12 @@ type Config struct {
 	ViewTTL   time.Duration // of a view ticket: 5 min
 	URLTTL    time.Duration // of a presigned URL: 1 h
 
+	// Revoked, when set, is told of sessions whose streams the workers must cut
+	// off now. It must not block long.
+	Revoked func([]vms.SID)
+
+	UnreachableAfter time.Duration // what a silent hub holds counts as pending for so long: 24 h
+
 	SweepEvery     time.Duration // retention: 1 min
 	ReconcileEvery time.Duration // listing the bucket: 1 h
 	CommandTimeout time.Duration // a hub's answer to start and stop: 5 s
@@ -113,6 +119,7 @@ func New(c Config) (*NVR, error) {
 	setDefault(&c.TicketTTL, 5*time.Minute)
 	setDefault(&c.ViewTTL, 5*time.Minute)
 	setDefault(&c.URLTTL, time.Hour)
+	setDefault(&c.UnreachableAfter, 24*time.Hour)
 	setDefault(&c.SweepEvery, time.Minute)
 	setDefault(&c.ReconcileEvery, time.Hour)
 	setDefault(&c.CommandTimeout, 5*time.Second)

@@ -159,7 +159,7 @@ type Session struct {
 // Verdict is what became of an object that was registered. Recordings of a
 // channel never overlap:
 //   - the same key with the same chunks and checksum is the same: no news;
-//   - of two with the same epoch and start the one with more chunks stays, the
+//   - of two where one has all chunks of the other the one with more stays, the
 //     other key becomes garbage;
 //   - a garbage row, or a deleted channel, means the object is to go: no news,
 //     and the garbage row makes sure that it goes;

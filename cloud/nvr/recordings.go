@@ -3,6 +3,7 @@ package nvr
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/zipato/vms/pkg/vms"
@@ -24,7 +25,8 @@ func (n *NVR) Recordings(ctx context.Context, acct vms.AccountID, id vms.Channel
 	if err != nil {
 		return Page{}, err
 	}
-	if _, err := n.row(ctx, acct, id); err != nil {
+	row, err := n.row(ctx, acct, id)
+	if err != nil {
 		return Page{}, err
 	}
 	if first != (Cursor{}) && first.At.After(w.Start) {
@@ -36,7 +38,7 @@ func (n *NVR) Recordings(ctx context.Context, acct vms.AccountID, id vms.Channel
 	// What is held is read before what is recorded or lost: a chunk that moves
 	// on meanwhile is in both, and wins there; the other way round it could be
 	// in neither.
-	held := n.pending(id)
+	held, unreachable := n.pending(id)
 	recs, err := n.Store.Recordings(ctx, id, w.Start, w.End, first, limit+1)
 	if err != nil {
 		return fail(err)
@@ -48,7 +50,7 @@ func (n *NVR) Recordings(ctx context.Context, acct vms.AccountID, id vms.Channel
 		p.NextCursor = Cursor{next.Start, next.Key}.String()
 	}
 	p.From, p.To = w.Start, w.End
-	if err := n.fillTimeline(ctx, &p, id, recs, held); err != nil {
+	if err := n.fillTimeline(ctx, &p, row, recs, held, unreachable); err != nil {
 		return fail(err)
 	}
 	for _, r := range recs {
@@ -62,7 +64,8 @@ func (n *NVR) Recordings(ctx context.Context, acct vms.AccountID, id vms.Channel
 }
 
 // fillTimeline adds what lies between the recordings of a page.
-func (n *NVR) fillTimeline(ctx context.Context, p *Page, id vms.ChannelID, recs []vms.Recording, held []vms.TimeRange) error {
+func (n *NVR) fillTimeline(ctx context.Context, p *Page, row ChannelRow, recs []vms.Recording, held, unreachable []vms.TimeRange) error {
+	id := row.ID
 	w := vms.TimeRange{Start: p.From, End: p.To}
 	if !w.Start.Before(w.End) {
 		return nil
@@ -90,6 +93,12 @@ func (n *NVR) fillTimeline(ctx context.Context, p *Page, id vms.ChannelID, recs 
 	if after != nil {
 		all = append(all, *after)
 	}
+	if after == nil && row.Wanted {
+		unreachable = append(unreachable, n.silence(id, all, gaps, idle, held)...)
+	}
+	for _, r := range unreachable {
+		gaps = append(gaps, vms.Gap{ID: derivedID(r), Cause: vms.CauseHubUnreachable, TimeRange: r})
+	}
 	p.Gaps, p.Pending = timeline(w, all, gaps, idle, held)
 	return nil
 }
@@ -110,4 +119,44 @@ func (n *NVR) window(q RecordingQuery) (vms.TimeRange, error) {
 		return w, fieldError("to", "is too far away")
 	}
 	return w, nil
+}
+
+// silentAfter is how long nothing may be known of a wanted channel before that
+// is a gap: hubs tell what they hold every few seconds.
+const silentAfter = 30 * time.Second
+
+// silence is the time from the last that is known of a channel until now, while
+// its hub has no session for it: what the hub holds of it may still arrive, and
+// takes its place then.
+func (n *NVR) silence(id vms.ChannelID, recs []vms.Recording, gaps []vms.Gap, idle, held []vms.TimeRange) []vms.TimeRange {
+	n.mu.Lock()
+	if st := n.streams[id]; st != nil {
+		for _, ls := range st.sessions {
+			if ls.link != nil {
+				n.mu.Unlock()
+				return nil
+			}
+		}
+	}
+	n.mu.Unlock()
+	var last time.Time
+	known := func(t time.Time) {
+		if t.After(last) {
+			last = t
+		}
+	}
+	for _, r := range recs {
+		known(r.End)
+	}
+	for _, g := range gaps {
+		known(g.End)
+	}
+	for _, r := range slices.Concat(idle, held) {
+		known(r.End)
+	}
+	now := n.now()
+	if last.IsZero() || now.Sub(last) < silentAfter {
+		return nil
+	}
+	return []vms.TimeRange{{Start: last, End: now}}
 }

@@ -3,6 +3,7 @@ package nvr_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -134,7 +135,8 @@ func TestAssign(t *testing.T) {
 }
 
 func TestDeleteChannelEndsItsStream(t *testing.T) {
-	w := nvrtest.New(t, nil)
+	var cut []vms.SID
+	w := nvrtest.New(t, func(c *nvr.Config) { c.Revoked = func(sids []vms.SID) { cut = append(cut, sids...) } })
 	w.RegisterWorker(worker)
 	hub, _ := w.Hub(t, acct)
 	c := w.Channel(t, acct, hub)
@@ -152,6 +154,9 @@ func TestDeleteChannelEndsItsStream(t *testing.T) {
 	}
 	if why, _ := stream.ended(); why == "" {
 		t.Error("the stream's session was not revoked")
+	}
+	if !slices.Equal(cut, []vms.SID{s.SID}) {
+		t.Errorf("the workers were told to cut off %v, want %v", cut, s.SID)
 	}
 	if _, ok := recv(t, control.told).(*wire.Stop); !ok {
 		t.Error("the hub was not told to stop")
@@ -300,6 +305,58 @@ func TestOnlyAStopThatSomebodyWantedIsNoGap(t *testing.T) {
 				t.Errorf("%d recordings, gaps %+v, %v, want %d gaps", len(p.Recordings), p.Gaps, err, tt.gaps)
 			}
 		})
+	}
+}
+
+// TestSilenceOfAWantedChannelIsAGap: the end of the timeline is never silently
+// empty while the channel should record.
+func TestSilenceOfAWantedChannelIsAGap(t *testing.T) {
+	w := nvrtest.New(t, nil)
+	w.RegisterWorker(worker)
+	hub, _ := w.Hub(t, acct)
+	c := w.Channel(t, acct, hub)
+	line, l := newLink(true), newLink(true)
+	w.HubConnected(nvr.Session{Account: acct, Hub: hub}, line)
+	if err := w.StartChannel(t.Context(), acct, c.ID, 0); err != nil {
+		t.Fatal(err)
+	}
+	sent := line.sent()
+	s, err := w.Store.Session(t.Context(), sent[len(sent)-1].(*wire.Start).SID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Generation = assign(t, w, s, &wire.SessionHello{}, l).Generation
+	r := w.Recording(c.ID, 1, 1, 30)
+	r.End = w.Clock.Now()
+	r.Start = r.End.Add(-30 * time.Second)
+	r.Key = vms.RecordingKey(c.ID, r.Start, 0)
+	if err := w.RecordingUploaded(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	held := []wire.HeldRange{{Chunks: vms.ChunkRange{Epoch: 1, First: 31, Last: 40}, Start: r.End, End: r.End.Add(10 * time.Second)}}
+	if _, err := w.Holding(t.Context(), s, &wire.Holding{Ranges: held}); err != nil {
+		t.Fatal(err)
+	}
+	timeline := func() (gaps []vms.Gap, pending []vms.TimeRange) {
+		t.Helper()
+		p, err := w.Recordings(t.Context(), acct, c.ID, nvr.RecordingQuery{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p.Gaps, p.Pending
+	}
+	w.Clock.Add(2 * time.Minute)
+	if gaps, pending := timeline(); len(gaps) != 0 || len(pending) != 1 {
+		t.Errorf("with a session: gaps %+v, pending %+v; the hub will tell", gaps, pending)
+	}
+	w.Detach(s, l)
+	gaps, pending := timeline()
+	if len(gaps) != 1 || gaps[0].Cause != vms.CauseHubUnreachable || !gaps[0].Start.Equal(held[0].End) || !gaps[0].End.Equal(w.Clock.Now()) || len(pending) != 1 {
+		t.Errorf("hub away: gaps %+v, pending %+v; want a gap behind what it holds", gaps, pending)
+	}
+	w.Clock.Add(25 * time.Hour)
+	if gaps, pending = timeline(); len(gaps) != 2 || gaps[0].Cause != vms.CauseHubUnreachable || len(pending) != 0 {
+		t.Errorf("hub away for a day: gaps %+v, pending %+v; want what it holds to be a gap as well", gaps, pending)
 	}
 }
 

@@ -95,10 +95,10 @@ func place(ctx context.Context, tx *sql.Tx, r vms.Recording, now time.Time) (nvr
 	v := nvr.Verdict{News: true}
 	var smaller []string
 	for _, o := range others {
-		switch twin := o.Chunks.Epoch == r.Chunks.Epoch && o.Start.Equal(r.Start); {
-		case twin && o.Chunks.Contains(r.Chunks):
+		switch {
+		case o.Chunks.Contains(r.Chunks):
 			return nvr.Verdict{}, discard(ctx, tx, r.Key, now)
-		case twin && r.Chunks.Contains(o.Chunks):
+		case r.Chunks.Contains(o.Chunks):
 			smaller = append(smaller, o.Key)
 		case v.Conflict == "":
 			v.Conflict = o.Key

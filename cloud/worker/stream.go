@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -245,11 +246,49 @@ func (s *stream) idle(now time.Time, grace, forget time.Duration) bool {
 	if !silent || len(s.uploads) > 0 {
 		return false
 	}
+	// Stolen, burnt or without power for long: what came of the recording is as
+	// much as there will be. Should the hub have survived, the whole recording
+	// takes this one's place.
 	for _, st := range s.lanes {
-		s.discardOpen(st)
+		st.seg.End()
+		_ = s.finish(st) // it was logged
+	}
+	if len(s.uploads) > 0 {
+		return false
 	}
 	s.forgotten = true
 	return true
+}
+
+// finishAbandoned stores what was left by hubs that have been silent for grace:
+// this worker goes away, and nobody else has it.
+func (s *stream) finishAbandoned(now time.Time, grace time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, st := range s.lanes {
+		if !st.lost.IsZero() && now.Sub(st.lost) >= grace {
+			st.seg.End()
+			_ = s.finish(st) // it was logged
+		}
+	}
+}
+
+// revoke ends the lanes of revoked sessions.
+func (s *stream) revoke(sids []vms.SID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, st := range s.lanes {
+		if !slices.Contains(sids, st.event.SID) {
+			continue
+		}
+		st.seg.End()
+		_ = s.finish(st) // it was logged
+		if st.conn != nil && st.conn.gone == nil {
+			r := ingest.Refuse(wire.ClassStop, wire.CodeRevoked, "the stream's session was revoked")
+			st.conn.gone = r
+			st.conn.conn.Close(r)
+		}
+	}
 }
 
 // ended tells the NVR and the viewers that a lane is down, once.

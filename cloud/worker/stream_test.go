@@ -522,6 +522,8 @@ func TestGraceAndForget(t *testing.T) {
 		b.hangUp()
 		time.Sleep(11 * time.Minute)
 		r.tmpfsIsEmpty()
+		// The hub was stolen, for all anybody knows: what it sent last is stored.
+		r.store.expect(r.t, span(1, 1, 10), span(1, 11, 15))
 		b = r.open(r.ticket("ch", 1), vms.LaneLive, 1)
 		if len(b.welcome.Have) != 0 {
 			r.t.Errorf("have %v after it was forgotten", b.welcome.Have)
@@ -533,8 +535,54 @@ func TestGraceAndForget(t *testing.T) {
 		r.store.expect(r.t, span(1, 1, 10), span(1, 11, 15))
 		b.hangUp()
 		time.Sleep(5 * time.Second)
-		want = append(want, "started ch live 1", "ended ch live 1 connection_lost", "started ch live 1", "recording ch 1-10", "recording ch 11-15", "ended ch live 1 stopped")
+		want = append(want, "started ch live 1", "ended ch live 1 connection_lost", "recording ch 11-15", "started ch live 1", "recording ch 1-10", "recording ch 11-15", "ended ch live 1 stopped")
 		r.nvr.expect(r.t, want...)
+	})
+}
+
+// TestAHubThatWasGivenUpComesBack: its whole recording is stored beside the
+// beginning that was, under a key of the usual form.
+func TestAHubThatWasGivenUpComesBack(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		cs := tape(r.t, 1, 1, 10, 100)
+		a := r.open(r.ticket("ch", 1), vms.LaneLive, 1)
+		a.init(1, 1)
+		a.chunks(cs[:6]...)
+		a.hangUp()
+		time.Sleep(11 * time.Minute)
+		r.store.expect(r.t, span(1, 1, 6))
+		b := r.open(r.ticket("ch", 2), vms.LaneLive, 1)
+		b.init(1, 1)
+		b.chunks(cs...)
+		b.send(stopped(1, 10))
+		b.isDurable(span(1, 1, 10))
+		r.store.expect(r.t, span(1, 1, 6), span(1, 1, 10))
+		b.hangUp()
+	})
+}
+
+// TestRevokedStreamsAreCutOff: at once, on the open connection, for the resume
+// ticket and for the NVR's; what came before is stored.
+func TestRevokedStreamsAreCutOff(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		ticket := r.ticket("ch", 1)
+		a := r.open(ticket, vms.LaneLive, 1)
+		a.init(1, 1)
+		a.chunks(tape(r.t, 1, 1, 6, 100)...)
+		synctest.Wait()
+		r.w.Revoke([]vms.SID{"sid_1"})
+		m, ce := a.closed()
+		if m.Code != wire.CodeRevoked || m.Class != wire.ClassStop || int(ce.Code) != wire.ClassStop.Code() {
+			r.t.Errorf("closed with %+v, %v; want stop, revoked", m, ce)
+		}
+		for name, tk := range map[string]string{"the NVR's": ticket, "the resume": a.welcome.ResumeTicket} {
+			_, resp, err := r.dial(tk, wire.PushProtocol)
+			if err == nil || resp == nil || resp.StatusCode != 410 {
+				r.t.Errorf("%s ticket: %v, %v; want 410", name, resp, err)
+			}
+		}
+		time.Sleep(time.Second)
+		r.store.expect(r.t, span(1, 1, 6))
 	})
 }
 

@@ -58,11 +58,15 @@ type Config struct {
 	Uploads int
 	// Grace is how long a stream without a connection counts as running: 30 s.
 	Grace time.Duration
-	// Forget is how long what a silent hub left unfinished is kept: 10 min.
+	// Forget is how long a silent hub may come back and go on with its
+	// recording; then it is stored as far as it came: 10 min.
 	Forget  time.Duration
 	Log     *slog.Logger
 	Metrics *obs.Registry
 }
+
+// maxRevoked bounds the revoked sessions that are remembered.
+const maxRevoked = 100_000
 
 // Worker is one run of the role. Make it with New, mount PushHandler and
 // LiveHandler, and call Run.
@@ -79,6 +83,7 @@ type Worker struct {
 
 	mu      sync.Mutex
 	streams map[vms.ChannelID]*stream
+	revoked map[vms.SID]bool
 }
 
 // New prepares Dir and returns a worker.
@@ -111,14 +116,14 @@ func New(cfg Config) (*Worker, error) {
 			return nil, fmt.Errorf("worker directory: %w", err)
 		}
 	}
-	w := &Worker{cfg: cfg, instance: vms.NewID[vms.Instance]("run"), streams: make(map[vms.ChannelID]*stream)}
+	w := &Worker{cfg: cfg, instance: vms.NewID[vms.Instance]("run"), streams: make(map[vms.ChannelID]*stream), revoked: make(map[vms.SID]bool)}
 	w.uploader = upload.Uploader{Store: cfg.Store, Slots: cfg.Uploads, Log: cfg.Log}
 	w.live = live.Server{Log: cfg.Log, Check: func(t string) (vms.ChannelID, error) {
 		v, err := cfg.CheckView(t)
 		return v.Channel, err
 	}}
 	w.ingest = ingest.Server{
-		Instance: w.instance, Check: cfg.CheckPush, Fenced: w.fenced, Streams: (*streams)(w),
+		Instance: w.instance, Check: cfg.CheckPush, Revoked: w.isRevoked, Fenced: w.fenced, Streams: (*streams)(w),
 		Holds: func(ch vms.ChannelID) bool { return w.known(ch) != nil },
 		Room:  w.room, MaxChunk: maxChunk, MaxConns: 2000, Log: cfg.Log,
 	}
@@ -164,6 +169,9 @@ func (w *Worker) Run(ctx context.Context) error {
 			w.sweep(now)
 		case <-ctx.Done():
 		}
+	}
+	for _, s := range w.all() {
+		s.finishAbandoned(time.Now(), w.cfg.Grace)
 	}
 	w.ingest.Shutdown(ingest.Refuse(wire.ClassReassign, wire.CodeDraining, "this worker is going away"))
 	for _, s := range w.all() {
@@ -272,6 +280,28 @@ func (w *Worker) fenced(t token.Push) bool {
 	return s != nil && s.newest() > t.Generation
 }
 
+// Revoke cuts the streams of sessions off, now and for good. What was taken
+// over until now is stored: it was authorized when it came.
+func (w *Worker) Revoke(sids []vms.SID) {
+	w.mu.Lock()
+	if len(w.revoked)+len(sids) > maxRevoked {
+		clear(w.revoked) // their tickets have long expired; only resume tickets could come back
+	}
+	for _, sid := range sids {
+		w.revoked[sid] = true
+	}
+	w.mu.Unlock()
+	for _, s := range w.all() {
+		s.revoke(sids)
+	}
+}
+
+func (w *Worker) isRevoked(t token.Push) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.revoked[t.SID]
+}
+
 // streams is the Worker as ingest sees it.
 type streams Worker
 
@@ -281,6 +311,9 @@ func (ss *streams) Attach(t token.Push, hello *wire.Hello, c *ingest.Conn) (inge
 	for {
 		s := w.stream(t.Channel)
 		l, old, err := s.attach(t, hello, c)
+		if err == nil && w.isRevoked(t) { // in this moment
+			s.revoke([]vms.SID{t.SID})
+		}
 		if errors.Is(err, errForgotten) { // in this moment
 			w.forget(s)
 			continue

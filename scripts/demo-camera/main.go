@@ -57,7 +57,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	if err := cam.Start(); err != nil {
-		return err
+		return fmt.Errorf("%w (set VMS_DEMO_CAMERA_LISTEN to another address)", err)
 	}
 	defer cam.Close()
 	// Without the credentials: this line ends up in logs.

@@ -41,11 +41,11 @@ func (s *Store) PutRecording(_ context.Context, r vms.Recording, _ time.Time) (n
 		if o.Key == r.Key || !o.Start.Before(r.End) || !r.Start.Before(o.End) {
 			continue
 		}
-		switch twin := o.Chunks.Epoch == r.Chunks.Epoch && o.Start.Equal(r.Start); {
-		case twin && o.Chunks.Contains(r.Chunks):
+		switch {
+		case o.Chunks.Contains(r.Chunks):
 			s.discard(r.Key)
 			return nvr.Verdict{}, nil
-		case twin && r.Chunks.Contains(o.Chunks):
+		case r.Chunks.Contains(o.Chunks):
 			smaller = append(smaller, o.Key)
 		default:
 			v.Conflict = cmp.Or(v.Conflict, o.Key)

@@ -74,6 +74,13 @@ func supersede(_ *testing.T, f *fixture) {
 	if got := f.recordings("c1"); len(got) != 1 || got[0].Key != larger.Key || !slices.Equal(f.garbage(), []string{large.Key}) {
 		f.Errorf("Recordings = %+v, garbage %v, want the largest and the smaller one's key", got, f.garbage())
 	}
+	beside := rec("c1", 1, 1, 90) // stored under the next free key: the beginning had its own
+	beside.Start = beside.Start.Add(time.Microsecond)
+	beside.Key = vms.RecordingKey("c1", beside.Start, 4)
+	f.news(beside)
+	if got := f.recordings("c1"); len(got) != 1 || got[0].Key != beside.Key || !slices.Contains(f.garbage(), larger.Key) {
+		f.Errorf("Recordings = %+v, garbage %v, want the whole that was stored beside its beginning", got, f.garbage())
+	}
 	late := rec("c1", 1, 1, 5)
 	late.Number, late.Key = 5, vms.RecordingKey("c1", late.Start, 5)
 	if v := f.put(late); v != (nvr.Verdict{}) || len(f.recordings("c1")) != 1 || !slices.Contains(f.garbage(), late.Key) {

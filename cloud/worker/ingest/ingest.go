@@ -98,6 +98,8 @@ type Server struct {
 	Instance vms.Instance
 	// Check verifies a ticket of the NVR. Its errors wrap vms.ErrExpired or vms.ErrUnauthorized.
 	Check func(ticket string) (token.Push, error)
+	// Revoked reports whether the ticket's session was revoked.
+	Revoked func(token.Push) bool
 	// Fenced reports whether a newer generation of the lane's channel is known.
 	Fenced func(token.Push) bool
 	// Holds reports whether something is still known of a channel: a resume
@@ -181,6 +183,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		problem.Write(w, &problem.Problem{Type: typ, Status: http.StatusUnauthorized, Title: "Ticket refused",
 			Detail: fmt.Sprintf("Ask the NVR for a new assignment: %v.", err)})
+		return
+	}
+	if s.Revoked(t) {
+		problem.Write(w, &problem.Problem{Type: wire.ProblemRevoked, Status: http.StatusGone, Title: "The stream's session was revoked"})
 		return
 	}
 	if s.Fenced(t) {

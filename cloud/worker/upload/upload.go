@@ -171,9 +171,15 @@ func (u *Uploader) place(ctx context.Context, j Job, f io.ReaderAt) (vms.Recordi
 		case have.SHA256 == r.SHA256 && have.Bytes == r.Bytes || have.Chunks.Contains(r.Chunks):
 			return have, nil // another worker, or an earlier try of ours, made it durable
 		}
-		// Two different recordings want one key: no code should be able to do this. Keep both.
-		u.Log.Error("ALARM: another recording has this key; storing beside it", "channel", r.Channel, "key", r.Key,
-			"chunks", r.Chunks.String(), "there", have.Chunks.String())
+		if r.Chunks.Contains(have.Chunks) {
+			// The hub was given up and has come back: the NVR puts the whole recording
+			// into the place of what was stored of it.
+			u.Log.Info("the whole of a recording is stored beside its beginning", "channel", r.Channel, "key", r.Key, "chunks", r.Chunks.String())
+		} else {
+			// Two different recordings want one key: no code should be able to do this. Keep both.
+			u.Log.Error("ALARM: another recording has this key; storing beside it", "channel", r.Channel, "key", r.Key,
+				"chunks", r.Chunks.String(), "there", have.Chunks.String())
+		}
 		r.Start = r.Start.Add(time.Microsecond)
 		if !r.Start.Before(r.End) {
 			break
