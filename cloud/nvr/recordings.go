@@ -99,7 +99,11 @@ func (n *NVR) fillTimeline(ctx context.Context, p *Page, row ChannelRow, recs []
 	for _, r := range unreachable {
 		gaps = append(gaps, vms.Gap{ID: derivedID(r), Cause: vms.CauseHubUnreachable, TimeRange: r})
 	}
-	p.Gaps, p.Pending = timeline(w, all, gaps, idle, held)
+	var next *vms.Recording
+	if after == nil && len(all) > 0 {
+		next = n.nextHeld(id, all[len(all)-1])
+	}
+	p.Gaps, p.Pending = timeline(w, all, next, gaps, idle, held)
 	return nil
 }
 
@@ -119,6 +123,29 @@ func (n *NVR) window(q RecordingQuery) (vms.TimeRange, error) {
 		return w, fieldError("to", "is too far away")
 	}
 	return w, nil
+}
+
+// nextHeld returns the oldest that the channel's hub holds behind r, if it is of
+// another epoch: one of the same may only not be registered yet.
+func (n *NVR) nextHeld(id vms.ChannelID, r vms.Recording) *vms.Recording {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	st := n.streams[id]
+	if st == nil {
+		return nil
+	}
+	var next *vms.Recording
+	for _, ls := range st.sessions {
+		for _, h := range ls.held {
+			if !h.Start.Before(r.End) && (next == nil || h.Start.Before(next.Start)) {
+				next = &vms.Recording{Chunks: h.Chunks, Start: h.Start.UTC(), End: h.End.UTC()}
+			}
+		}
+	}
+	if next == nil || next.Chunks.Epoch == r.Chunks.Epoch {
+		return nil
+	}
+	return next
 }
 
 // silentAfter is how long nothing may be known of a wanted channel before that

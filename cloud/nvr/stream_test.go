@@ -349,6 +349,16 @@ func TestSilenceOfAWantedChannelIsAGap(t *testing.T) {
 	if gaps, pending := timeline(); len(gaps) != 0 || len(pending) != 1 {
 		t.Errorf("with a session: gaps %+v, pending %+v; the hub will tell", gaps, pending)
 	}
+	later := []wire.HeldRange{{Chunks: vms.ChunkRange{Epoch: 2, First: 1, Last: 9}, Start: r.End.Add(time.Minute), End: r.End.Add(2 * time.Minute)}}
+	if _, err := w.Holding(t.Context(), s, &wire.Holding{Ranges: later}); err != nil {
+		t.Fatal(err)
+	}
+	if gaps, pending := timeline(); len(gaps) != 1 || gaps[0].Cause != vms.CauseAgentRestarted || gaps[0].Duration() != time.Minute || len(pending) != 1 {
+		t.Errorf("another epoch is held: gaps %+v, pending %+v; want the hole before it", gaps, pending)
+	}
+	if _, err := w.Holding(t.Context(), s, &wire.Holding{Ranges: held}); err != nil {
+		t.Fatal(err)
+	}
 	w.Detach(s, l)
 	gaps, pending := timeline()
 	if len(gaps) != 1 || gaps[0].Cause != vms.CauseHubUnreachable || !gaps[0].Start.Equal(held[0].End) || !gaps[0].End.Equal(w.Clock.Now()) || len(pending) != 1 {

@@ -28,7 +28,10 @@ const (
 //
 // A hole between two recordings that nothing explains becomes a gap of its
 // own: between two epochs the agent restarted; inside one the cause is unknown.
-func timeline(window vms.TimeRange, recs []vms.Recording, declared []vms.Gap, idle, held []vms.TimeRange) (gaps []vms.Gap, pending []vms.TimeRange) {
+//
+// next, which may be nil, stands for the oldest that a hub holds behind the last
+// recording, so that a hole before it is told before it is recorded.
+func timeline(window vms.TimeRange, recs []vms.Recording, next *vms.Recording, declared []vms.Gap, idle, held []vms.TimeRange) (gaps []vms.Gap, pending []vms.TimeRange) {
 	var recorded ranges
 	for _, r := range recs {
 		recorded = append(recorded, vms.TimeRange{Start: r.Start, End: r.End})
@@ -59,6 +62,9 @@ func timeline(window vms.TimeRange, recs []vms.Recording, declared []vms.Gap, id
 	pending = ranges(held).union().clip(window).minus(taken).visible()
 
 	explained := append(slices.Clone(taken), pending...)
+	if next != nil {
+		recs = append(slices.Clone(recs), *next)
+	}
 	for _, h := range holes(recs) {
 		explained := append(slices.Clone(explained), settled(idle, h.TimeRange)...).union()
 		for _, p := range clip(h.TimeRange, window).minus(explained).visible() {

@@ -150,7 +150,7 @@ func TestTimeline(t *testing.T) {
 			if w == (vms.TimeRange{}) {
 				w = span(0, 1000)
 			}
-			if got := show(timeline(w, tt.recs, tt.gaps, tt.idle, tt.held)); got != tt.want {
+			if got := show(timeline(w, tt.recs, nil, tt.gaps, tt.idle, tt.held)); got != tt.want {
 				t.Errorf("timeline = %q, want %q", got, tt.want)
 			}
 		})
@@ -183,7 +183,7 @@ func TestTimelineCoversEverySecondOnce(t *testing.T) {
 		}
 		w := vms.TimeRange{Start: at(0), End: recs[len(recs)-1].End}
 		before := fmt.Sprint(recs, gaps, held)
-		outGaps, pending := timeline(w, recs, gaps, nil, held)
+		outGaps, pending := timeline(w, recs, nil, gaps, nil, held)
 		if after := fmt.Sprint(recs, gaps, held); after != before {
 			t.Fatalf("seed %d: timeline changed what it was given", seed)
 		}
