@@ -85,6 +85,8 @@ type Stream struct {
 	away    *vms.Gap  // the camera's absence, while it lasts
 	ended   bool      // the end after lastSeq was said
 
+	first chan struct{} // the first chunk is there
+
 	tellMu   sync.Mutex // taken before stateMu; orders what is told of the state
 	stateMu  sync.Mutex
 	camState camera.State
@@ -101,6 +103,7 @@ type Stream struct {
 func New(cfg Config) *Stream {
 	s := &Stream{
 		cfg: cfg, epoch: vms.NewEpoch(), assigned: uplink.NewAssigned(),
+		first:  make(chan struct{}, 1),
 		status: Status{State: wire.StateStarting}, asked: make(map[int64]time.Time),
 	}
 	s.mux = mux.New(mux.Config{
@@ -155,6 +158,12 @@ func (s *Stream) chunk(c vms.Chunk) {
 	s.lastSeq, s.ended = c.Seq, false
 	s.capturedUntil(c.End)
 	s.cfg.Spool.Append(c)
+	if c.Seq == 1 {
+		select {
+		case s.first <- struct{}{}:
+		default: // the report is on its way
+		}
+	}
 }
 
 // Captured returns the UTC up to which chunks were made.
@@ -289,6 +298,7 @@ func (s *Stream) report(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
+		case <-s.first: // somebody may be waiting for it
 		}
 		if time.Since(last) >= askTime {
 			last = time.Now()

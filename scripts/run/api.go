@@ -153,6 +153,17 @@ func (c *client) channel(ctx context.Context, name, hub, camera string) (id stri
 	return made.ID, nil
 }
 
+// captured reports whether there is footage since then: a camera that streams
+// shows nothing before its next keyframe.
+func (c *client) captured(ctx context.Context, id string, since time.Time) bool {
+	var page struct {
+		Recordings []struct{} `json:"recordings"`
+		Pending    []struct{} `json:"pending"`
+	}
+	err := c.call(ctx, http.MethodGet, "/channels/"+id+"/recordings?from="+since.UTC().Format("2006-01-02T15:04:05.000Z"), nil, &page)
+	return err == nil && len(page.Recordings)+len(page.Pending) > 0
+}
+
 // patience is how long a start may take before somebody wants to know why.
 const patience = 3 * time.Second
 
@@ -163,7 +174,7 @@ func (c *client) waitStreaming(ctx context.Context, id string) error {
 	for {
 		var ch channel
 		err := c.call(ctx, http.MethodGet, "/channels/"+id, nil, &ch)
-		if err == nil && ch.Streaming && ch.State == "streaming" {
+		if err == nil && ch.Streaming && ch.State == "streaming" && c.captured(ctx, id, began) {
 			return nil
 		}
 		if err == nil && !ch.Wanted {

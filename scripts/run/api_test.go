@@ -30,11 +30,19 @@ func TestWaitStreamingStartsAChannelThatWasStopped(t *testing.T) {
 		}
 		w.WriteHeader(http.StatusAccepted)
 	})
+	var looked atomic.Int64
+	mux.HandleFunc("GET /api/v1/channels/ch_1/recordings", func(w http.ResponseWriter, r *http.Request) {
+		if looked.Add(1) == 1 || r.URL.Query().Get("from") == "" { // no keyframe yet
+			_, _ = w.Write([]byte(`{"recordings":[],"pending":[]}`))
+			return
+		}
+		_, _ = w.Write([]byte(`{"recordings":[],"pending":[{"start":"2026-11-22T10:30:01Z","end":"2026-11-22T10:30:02Z"}]}`))
+	})
 	srv := httptest.NewServer(mux)
 	defer srv.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	if err := (&client{base: srv.URL, token: "t"}).waitStreaming(ctx, "ch_1"); err != nil || !started() {
-		t.Errorf("waitStreaming = %v after %d starts", err, asked.Load())
+	if err := (&client{base: srv.URL, token: "t"}).waitStreaming(ctx, "ch_1"); err != nil || !started() || looked.Load() != 2 {
+		t.Errorf("waitStreaming = %v after %d starts and %d looks for footage", err, asked.Load(), looked.Load())
 	}
 }
