@@ -281,6 +281,7 @@ func (s *stream) revoke(sids []vms.SID) {
 		if !slices.Contains(sids, st.event.SID) {
 			continue
 		}
+		st.endWhy = wire.CodeRevoked // it will not come back: no grace
 		st.seg.End()
 		_ = s.finish(st) // it was logged
 		if st.conn != nil && st.conn.gone == nil {

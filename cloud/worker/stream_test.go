@@ -581,8 +581,9 @@ func TestRevokedStreamsAreCutOff(t *testing.T) {
 				r.t.Errorf("%s ticket: %v, %v; want 410", name, resp, err)
 			}
 		}
-		time.Sleep(time.Second)
+		time.Sleep(2 * time.Second) // far less than the grace of a lost link
 		r.store.expect(r.t, span(1, 1, 6))
+		r.nvr.expect(r.t, "started ch live 1", "recording ch 1-6", "ended ch live 1 revoked")
 	})
 }
 
