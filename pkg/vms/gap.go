@@ -11,6 +11,7 @@ const (
 	CauseRejected       Cause = "rejected"        // the worker refused a chunk and with it its GOP
 	CauseUndecodable    Cause = "undecodable"     // the keyframe that these frames need is missing
 	CauseClockUnknown   Cause = "clock_unknown"   // no clock could say when this was
+	CauseStorageFailed  Cause = "storage_failed"  // the hub's flash memory lost what was on it
 	CauseHubUnreachable Cause = "hub_unreachable" // the hub has been silent too long; a replay may still revoke it
 	CauseUnknown        Cause = "unknown"         // nothing is known but that footage is missing
 )
@@ -30,6 +31,8 @@ func (c Cause) Sentence() string {
 		return "The keyframe that this footage depends on is missing."
 	case CauseClockUnknown:
 		return "No clock could say when this footage was recorded."
+	case CauseStorageFailed:
+		return "The hub's flash memory lost this footage before it could be sent."
 	case CauseHubUnreachable:
 		return "The hub has not been heard of; what it holds may still arrive."
 	}

@@ -43,9 +43,23 @@ func RecordingKey(ch ChannelID, start time.Time, number uint32) string {
 	return fmt.Sprintf("recordings/%s/%s.%d.mp4", ch, start.UTC().Format("2006-01-02/15-04-05.000000Z"), number)
 }
 
-// KeyChannel returns the channel that an object key under recordings/ belongs to.
+// PartKey returns the object key of a part: a run of chunks of a recording that
+// is not complete, parts/{channel}/{epoch}/{recording}/{first}-{last}.
+func PartKey(ch ChannelID, chunks ChunkRange, number uint32) string {
+	return fmt.Sprintf("parts/%s/%s/%d/%d-%d", ch, chunks.Epoch, number, chunks.First, chunks.Last)
+}
+
+// Provisional reports whether r is a part: the whole recording takes its place
+// once it is stored.
+func (r *Recording) Provisional() bool { return strings.HasPrefix(r.Key, "parts/") }
+
+// KeyChannel returns the channel that an object key under recordings/ or parts/
+// belongs to.
 func KeyChannel(key string) (ChannelID, bool) {
 	rest, ok := strings.CutPrefix(key, "recordings/")
+	if !ok {
+		rest, ok = strings.CutPrefix(key, "parts/")
+	}
 	if !ok {
 		return "", false
 	}

@@ -32,6 +32,20 @@ func TestRecordingKey(t *testing.T) {
 	}
 }
 
+func TestPartKey(t *testing.T) {
+	got := PartKey("ch_01", ChunkRange{Epoch: 0x0123456789abcdef, First: 151, Last: 300}, 2)
+	if want := "parts/ch_01/0123456789abcdef/2/151-300"; got != want {
+		t.Errorf("key %s, want %s", got, want)
+	}
+	if ch, ok := KeyChannel(got); !ok || ch != "ch_01" {
+		t.Errorf("KeyChannel(%s) = %q, %v", got, ch, ok)
+	}
+	part, whole := Recording{Key: got}, Recording{Key: RecordingKey("ch_01", time.Unix(1, 0), 2)}
+	if !part.Provisional() || whole.Provisional() {
+		t.Errorf("provisional: part %v, whole %v", part.Provisional(), whole.Provisional())
+	}
+}
+
 // TestKeysSortByTime: a listing of a channel's day is in order of time.
 func TestKeysSortByTime(t *testing.T) {
 	var keys []string
@@ -47,7 +61,7 @@ func TestKeysSortByTime(t *testing.T) {
 func TestKeyChannelOfOtherKeys(t *testing.T) {
 	for _, key := range []string{
 		"", "recordings", "recordings/", "recordings/ch_01", "recordings//x.mp4", "recordings/CH/x.mp4",
-		"clips/ch_01/x.mp4", "/recordings/ch_01/x.mp4", "recordings/../ch_01/x.mp4", "parts/ch_01/x",
+		"clips/ch_01/x.mp4", "/recordings/ch_01/x.mp4", "recordings/../ch_01/x.mp4", "parts/ch_01", "snapshots/ch_01/x",
 	} {
 		if ch, ok := KeyChannel(key); ok {
 			t.Errorf("KeyChannel(%q) = %q", key, ch)

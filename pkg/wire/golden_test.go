@@ -99,10 +99,13 @@ func goldenSession() map[string]SessionMessage {
 		{Chunks: vms.ChunkRange{Epoch: epochA, First: 4600, Last: 4711}, Start: at(1, 0), End: at(23, 400_000), Bytes: 5_600_000},
 		{Chunks: vms.ChunkRange{Epoch: epochB, First: 9, Last: 9}, Start: at(0, 0), End: at(0, 200_000), Bytes: 4711},
 	}
+	lanes := []HeldRange{held[0], held[1]}
+	lanes[0].Lane, lanes[1].Lane = vms.LaneBackfill, vms.LaneLive
 	return map[string]SessionMessage{
 		"hello":         &SessionHello{Agent: "vms-agent 1.0.0", Boot: "boot_01", Epoch: epochA, Holding: held, Worker: "inst_01"},
 		"hello-control": &SessionHello{Agent: "vms-agent 1.0.0", Boot: "boot_01"},
 		"holding":       &Holding{Ranges: held, RAM: 5_000_000, Flash: 600_000},
+		"holding-lanes": &Holding{Ranges: lanes, RAM: 5_000_000, Flash: 600_000},
 		"assign": &Assign{
 			SID: "sid_01", Channel: "ch_01", Generation: 7, Worker: "w1", WorkerURL: "wss://worker.example/push/v1",
 			Ticket: "eyJ.push.ticket", TicketExpires: at(59, 0), Why: "start",

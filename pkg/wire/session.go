@@ -38,6 +38,8 @@ type HeldRange struct {
 	Start  time.Time      `json:"start"`
 	End    time.Time      `json:"end"`
 	Bytes  int64          `json:"bytes"`
+	// Lane will bring them; empty when the agent does not say.
+	Lane vms.Lane `json:"lane,omitempty"`
 }
 
 // Holding replaces what the NVR knew of the hub's buffer for this stream.
@@ -259,6 +261,9 @@ func validHeld(rs []HeldRange) error {
 		r.Start, r.End = r.Start.UTC(), r.End.UTC()
 		if r.Chunks.Epoch == 0 || r.Chunks.First == 0 || r.Chunks.First > r.Chunks.Last || r.End.Before(r.Start) || r.Bytes < 0 {
 			return malformed("held range %s", r.Chunks)
+		}
+		if len(r.Lane) > 16 {
+			return malformed("held range %s: lane %.40q", r.Chunks, r.Lane)
 		}
 	}
 	return nil
