@@ -25,6 +25,7 @@ type ClipSpec struct {
 	FPS      int           // 25 by default
 	Duration time.Duration // 8 s by default
 	Size     string        // "WIDTHxHEIGHT", "320x180" by default
+	Kbps     int           // of the picture, about; as the picture needs by default
 	// Audio is "aac" or empty. AAC is always 48 kHz, where an access unit of
 	// 1024 samples is a whole number of 90 kHz ticks. A duration that is a
 	// multiple of 0.32 s at 25 FPS is a whole number of frames and of access
@@ -71,7 +72,13 @@ func (s ClipSpec) args() ([]string, error) {
 	default:
 		return nil, fmt.Errorf("codec %q, want h264 or h265", s.Codec)
 	}
-	args = append(args, "-preset", "ultrafast", "-crf", "32", "-pix_fmt", "yuv420p", "-threads", "2", "-flags:v", "+bitexact")
+	quality := []string{"-crf", "32"}
+	if s.Kbps > 0 {
+		rate := strconv.Itoa(s.Kbps) + "k"
+		quality = []string{"-b:v", rate, "-maxrate", rate, "-bufsize", rate}
+	}
+	args = append(args, "-preset", "ultrafast")
+	args = append(append(args, quality...), "-pix_fmt", "yuv420p", "-threads", "2", "-flags:v", "+bitexact")
 	if s.Audio != "" {
 		args = append(args, "-c:a", "aac", "-b:a", "64k", "-flags:a", "+bitexact")
 	}

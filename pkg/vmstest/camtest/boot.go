@@ -23,6 +23,8 @@ type boot struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // the players' goroutines
+	number int64          // of this boot, from 0
+	since  time.Time      // power on
 	ready  chan struct{}  // closed when shared is set
 	shared *player        // nil when every client has its own
 
@@ -47,6 +49,8 @@ var (
 func start(cam *Camera, addr string) (*boot, error) {
 	b := &boot{
 		cam:     cam,
+		number:  cam.boots.Add(1) - 1,
+		since:   time.Now(),
 		ready:   make(chan struct{}),
 		conns:   make(map[*gortsplib.ServerConn]bool),
 		waiting: make(map[*gortsplib.ServerConn]*player),

@@ -5,7 +5,8 @@
 // loses nothing: a slow client is waited for. So a test may compare what came
 // out of the system with the clip, frame by frame. With Options.Shared all
 // clients see the same stream, join it where it is, and lose packets when they
-// are too slow, as with most cameras.
+// are too slow, as with most cameras. With Options.Live each client has its own
+// playback, which loses nothing, of what the camera sees now.
 package camtest
 
 import (
@@ -50,6 +51,12 @@ type Options struct {
 	HangUp bool    // without Loop: end the session after the last frame, once it is sent
 	Speed  float64 // of playback, 1 by default; timestamps stay those of the clip
 	Shared bool    // one stream for all clients instead of a playback for each
+	// Live makes playback follow the wall clock from power on: a client joins at
+	// the next keyframe, where other clients are too, not at the first one.
+	Live bool
+	// Stamp writes into each access unit its number, so that no two are alike,
+	// however often a short clip is played. Decoders ignore it.
+	Stamp bool
 
 	// Faults.
 	NoVideo       bool          // offer no video track
@@ -63,6 +70,9 @@ type Options struct {
 
 	// OnRequest is told of each request, from the connection's goroutine.
 	OnRequest func(method, url string)
+	// OnSent is told of each access unit that went to a client, from the
+	// playback's goroutine.
+	OnSent func(Sent)
 }
 
 // Camera is the server. Its methods may be called from any goroutine, but
@@ -72,7 +82,8 @@ type Camera struct {
 	gate gate
 	addr atomic.Pointer[net.TCPAddr] // of the first start, kept over power cuts
 
-	plays, refused atomic.Int64
+	plays, refused  atomic.Int64
+	boots, playback atomic.Int64 // counted from the first on
 
 	mu   sync.Mutex
 	boot *boot // nil while the power is off
@@ -90,6 +101,8 @@ func New(opts Options) (*Camera, error) {
 		return nil, fmt.Errorf("camera cannot play at speed %v", opts.Speed)
 	case opts.NoVideo && (opts.NoAudio || len(opts.Source.Audio) == 0):
 		return nil, errors.New("camera would have neither picture nor sound")
+	case opts.Live && opts.Shared:
+		return nil, errors.New("a camera is either live for each client or shared by all")
 	}
 	return &Camera{opts: opts}, nil
 }

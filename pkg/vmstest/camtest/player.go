@@ -24,6 +24,8 @@ const reportEvery = time.Second
 // player plays the clip once or forever into one stream.
 type player struct {
 	cam    *Camera
+	boot   *boot
+	number int64 // counts playbacks, from 1
 	stream *gortsplib.ServerStream
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -51,7 +53,7 @@ type track struct {
 }
 
 func newPlayer(b *boot) (*player, error) {
-	p := &player{cam: b.cam}
+	p := &player{cam: b.cam, boot: b}
 	o := b.cam.opts
 	var desc description.Session
 	if !o.NoVideo {
@@ -143,7 +145,14 @@ func (p *player) run() {
 		sentBefore = p.conn.Stats().OutboundBytes
 	}
 	o := p.cam.opts
-	begin := time.Now()  // of pacing: pushed back by Freeze
+	p.number = p.cam.playback.Add(1)
+	begin := time.Now() // of pacing: pushed back by Freeze
+	joined := !o.Live
+	var now time.Duration // in media time, when a live client joins
+	if o.Live {
+		now = time.Duration(float64(begin.Sub(p.boot.since)) * o.Speed)
+		begin = p.boot.since
+	}
 	clock := begin.UTC() // of media time zero, as the camera's reports tell it
 	report := time.Duration(math.MinInt64)
 	for u := range o.Source.units(o.Loop) {
@@ -151,7 +160,8 @@ func (p *player) run() {
 		if u.video {
 			t = p.video
 		}
-		if t == nil {
+		joined = joined || u.video && u.at >= now && o.Source.key(u.au)
+		if t == nil || !joined {
 			continue
 		}
 		if !p.sleepUntil(begin.Add(time.Duration(float64(u.at) / o.Speed))) {
@@ -196,6 +206,14 @@ func (p *player) sleepUntil(due time.Time) bool {
 // send packetizes one access unit and writes it.
 func (p *player) send(t *track, u unit, clock time.Time) bool {
 	au := u.au
+	number := uint64(p.boot.number)<<bootBits | u.n
+	switch {
+	case !p.cam.opts.Stamp:
+	case u.video:
+		au = p.cam.opts.Source.stampVideo(au, number)
+	default:
+		au = [][]byte{stampAudio(au[0], number)}
+	}
 	if u.video && p.cam.opts.NoInBandSets {
 		if au = p.cam.opts.Source.withoutSets(au); len(au) == 0 {
 			return true
@@ -219,6 +237,12 @@ func (p *player) send(t *track, u unit, clock time.Time) bool {
 		}
 		t.packets++
 		t.octets += uint32(len(pkt.Payload))
+	}
+	if f := p.cam.opts.OnSent; f != nil {
+		f(Sent{
+			Client: p.number, Video: u.video, Key: u.video && p.cam.opts.Source.key(au),
+			Number: number, At: time.Now(), AU: au,
+		})
 	}
 	return true
 }

@@ -8,6 +8,7 @@ import (
 // unit is one access unit on its way out.
 type unit struct {
 	video bool
+	n     uint64        // how many of its kind came before
 	at    time.Duration // when to send it, in media time since the first DTS
 	pts   int64         // in ticks of its track's clock, continuous over loops
 	au    [][]byte      // for audio the one access unit
@@ -43,11 +44,13 @@ func (m *Media) units(loop bool) iter.Seq[unit] {
 
 func (m *Media) videoUnits(loop bool) iter.Seq[unit] {
 	return func(yield func(unit) bool) {
+		n := uint64(0)
 		for base := int64(0); ; base += m.period {
 			for _, v := range m.Video {
-				if !yield(unit{video: true, at: ticks(base+v.DTS, VideoRate), pts: base + v.PTS, au: v.AU}) {
+				if !yield(unit{video: true, n: n, at: ticks(base+v.DTS, VideoRate), pts: base + v.PTS, au: v.AU}) {
 					return
 				}
+				n++
 			}
 			if !loop {
 				return
@@ -62,7 +65,7 @@ func (m *Media) audioUnits(loop bool) iter.Seq[unit] {
 			return
 		}
 		rate := int64(m.AudioConfig.SampleRate)
-		pos := m.Audio[0].PTS
+		pos, n := m.Audio[0].PTS, uint64(0)
 		for round := int64(1); ; round++ {
 			// where the next round's first access unit wants to be
 			end := m.Audio[0].PTS + round*m.period*rate/VideoRate
@@ -75,9 +78,10 @@ func (m *Media) audioUnits(loop bool) iter.Seq[unit] {
 				}
 				// A clip whose sound ends early stutters on its last access unit.
 				au := m.Audio[min(i, len(m.Audio)-1)].AU
-				if !yield(unit{at: ticks(pos, rate), pts: pos, au: [][]byte{au}}) {
+				if !yield(unit{n: n, at: ticks(pos, rate), pts: pos, au: [][]byte{au}}) {
 					return
 				}
+				n++
 				pos += samplesPerAU
 			}
 		}

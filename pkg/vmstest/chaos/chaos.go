@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -27,14 +28,18 @@ type Proxy struct {
 
 	up, down atomic.Int64
 	accepted atomic.Int64
-	upRate   pacer
-	downRate pacer
+	upLine   line
+	downLine line
 	latency  atomic.Int64 // nanoseconds, one way
 
-	mu      sync.Mutex
-	cut     bool
-	resumed chan struct{} // not nil while stalled; closed by Resume
-	links   map[*link]bool
+	mu       sync.Mutex
+	cut      bool
+	cutPath  string           // empty for none
+	requests map[string]int64 // by path, without the query
+	harm     int64            // the next frame of so many bytes of a binary message is damaged; 0 for none
+	harmed   int
+	resumed  chan struct{} // not nil while stalled; closed by Resume
+	links    map[*link]bool
 }
 
 // New starts a proxy to target (host:port) that is gone when t is.
@@ -50,11 +55,12 @@ func New(t testing.TB, target string) *Proxy {
 
 // Listen starts a proxy to target on a free port of 127.0.0.1. Close ends it.
 func Listen(target string) (*Proxy, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	config := net.ListenConfig{Control: plainSocket}
+	l, err := config.Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("chaos proxy: %w", err)
 	}
-	p := &Proxy{target: target, listener: l, links: make(map[*link]bool)}
+	p := &Proxy{target: target, listener: l, links: make(map[*link]bool), requests: make(map[string]int64)}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.wg.Add(1)
 	go p.accept()
@@ -84,11 +90,75 @@ func (p *Proxy) CutOnce() {
 	}
 }
 
-// Restore ends Cut.
+// CutPath is Cut for the connections whose last HTTP request was for a path
+// that begins with prefix, and for each that asks for one. So one of several
+// services behind the target is away.
+func (p *Proxy) CutPath(prefix string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cutPath = prefix
+	for l := range p.links {
+		if l.asks(prefix) {
+			l.reset()
+		}
+	}
+}
+
+// Restore ends Cut and CutPath.
 func (p *Proxy) Restore() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.cut = false
+	p.cut, p.cutPath = false, ""
+}
+
+// Damage flips one bit in the next binary WebSocket message that a client
+// sends, in the middle of its next frame of at least so many bytes.
+func (p *Proxy) Damage(least int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.harm = max(1, least)
+}
+
+// Damaged returns how many messages Damage has hit.
+func (p *Proxy) Damaged() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.harmed
+}
+
+// damages decides about one frame of so many bytes.
+func (p *Proxy) damages(size int64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.harm == 0 || size < p.harm {
+		return false
+	}
+	p.harm = 0
+	p.harmed++
+	return true
+}
+
+// asked counts a request, and returns false when its path is cut.
+func (p *Proxy) asked(path string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	path, _, _ = strings.Cut(path, "?")
+	p.requests[path]++
+	return p.cutPath == "" || !strings.HasPrefix(path, p.cutPath)
+}
+
+// Requests returns the number of HTTP requests for paths that begin with
+// prefix, including those that CutPath reset.
+func (p *Proxy) Requests(prefix string) int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := int64(0)
+	for path, k := range p.requests {
+		if strings.HasPrefix(path, prefix) {
+			n += k
+		}
+	}
+	return n
 }
 
 // Stall forwards nothing more, in neither direction, and tells nobody: the link
@@ -111,12 +181,16 @@ func (p *Proxy) Resume() {
 	}
 }
 
-// SetRate limits each direction, over all connections, to so many bytes a
-// second. Zero, the beginning, is no limit.
+// SetRate limits each direction to so many bytes a second. All connections
+// share one queue, first in, first out; when that is full, senders wait. Zero,
+// the beginning, is no limit.
 func (p *Proxy) SetRate(bytesPerSecond int64) {
-	p.upRate.set(bytesPerSecond)
-	p.downRate.set(bytesPerSecond)
+	p.upLine.set(bytesPerSecond)
+	p.downLine.set(bytesPerSecond)
 }
+
+// SetUpRate is SetRate for what clients send, as on a home's line.
+func (p *Proxy) SetUpRate(bytesPerSecond int64) { p.upLine.set(bytesPerSecond) }
 
 // SetLatency delays everything by d, one way, without limiting throughput.
 func (p *Proxy) SetLatency(d time.Duration) { p.latency.Store(int64(d)) }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,6 +25,7 @@ type link struct {
 
 	mu     sync.Mutex
 	target *net.TCPConn // nil until dialled
+	path   string       // of the client's last request
 	dead   bool
 	cancel context.CancelFunc // nil until run
 }
@@ -57,7 +59,8 @@ func (l *link) run() {
 	if !l.p.gate(ctx) {
 		return
 	}
-	conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", l.p.target)
+	dialer := net.Dialer{Timeout: dialTimeout, Control: plainSocket}
+	conn, err := dialer.DialContext(ctx, "tcp", l.p.target)
 	if err != nil {
 		l.reset()
 		return
@@ -73,30 +76,57 @@ func (l *link) run() {
 	}
 
 	var wg sync.WaitGroup
-	wg.Go(func() { l.forward(ctx, l.client, target, &l.p.upRate, &l.p.up) })
-	wg.Go(func() { l.forward(ctx, target, l.client, &l.p.downRate, &l.p.down) })
+	in := inspector{onRequest: l.asked, damage: l.p.damages}
+	wg.Go(func() { l.forward(ctx, l.client, target, &l.p.upLine, &l.p.up, in.see) })
+	wg.Go(func() {
+		l.forward(ctx, target, l.client, &l.p.downLine, &l.p.down, func([]byte) bool { return true })
+	})
 	wg.Wait()
+}
+
+// asked notes what the client asks for, and returns false when that is cut.
+func (l *link) asked(_, path string) bool {
+	l.mu.Lock()
+	l.path = path
+	l.mu.Unlock()
+	return l.p.asked(path)
+}
+
+// asks reports whether the last request was for a path that begins with prefix.
+func (l *link) asks(prefix string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.HasPrefix(l.path, prefix)
 }
 
 // piece is what one read gave, and when it is due on the other side.
 type piece struct {
-	data []byte
-	due  time.Time
+	data    []byte
+	place   slot
+	latency time.Time // not before
 }
 
 // forward copies one direction and passes its end on: a half-closed connection
-// stays half closed, an error resets the link.
-func (l *link) forward(ctx context.Context, from, to *net.TCPConn, rate *pacer, count *atomic.Int64) {
+// stays half closed, an error resets the link, and so does what see refuses.
+func (l *link) forward(ctx context.Context, from, to *net.TCPConn, shared *line, count *atomic.Int64, see func([]byte) bool) {
 	pieces := make(chan piece, inFlight)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() {
 		defer close(pieces)
 		for {
-			buf := make([]byte, rate.piece())
+			buf := make([]byte, shared.piece())
 			n, err := from.Read(buf)
 			if n > 0 {
-				p := piece{buf[:n], time.Now().Add(time.Duration(l.p.latency.Load()))}
+				if !see(buf[:n]) {
+					l.reset()
+					return
+				}
+				place, ok := shared.enter(ctx, n)
+				if !ok {
+					return
+				}
+				p := piece{buf[:n], place, time.Now().Add(time.Duration(l.p.latency.Load()))}
 				select {
 				case pieces <- p:
 				case <-ctx.Done():
@@ -112,7 +142,7 @@ func (l *link) forward(ctx context.Context, from, to *net.TCPConn, rate *pacer, 
 		}
 	})
 	for p := range pieces {
-		if !sleepUntil(ctx, p.due) || !sleepUntil(ctx, rate.reserve(len(p.data))) || !l.p.gate(ctx) {
+		if !sleepUntil(ctx, p.place.due, p.place.changed) || !sleepUntil(ctx, p.latency, nil) || !l.p.gate(ctx) {
 			break
 		}
 		n, err := to.Write(p.data)
@@ -127,57 +157,4 @@ func (l *link) forward(ctx context.Context, from, to *net.TCPConn, rate *pacer, 
 		return
 	}
 	_ = to.CloseWrite() // fails when the other side is gone, which ends the other direction
-}
-
-func sleepUntil(ctx context.Context, due time.Time) bool {
-	wait := time.Until(due)
-	if wait <= 0 {
-		return ctx.Err() == nil
-	}
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
-// pacer spreads bytes over time. The zero pacer does not.
-type pacer struct {
-	mu   sync.Mutex
-	rate int64     // bytes per second, 0 for no limit
-	free time.Time // when the line is free again
-}
-
-func (r *pacer) set(rate int64) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.rate, r.free = max(0, rate), time.Time{}
-}
-
-// reserve takes the line for n bytes and returns when the last of them is through.
-func (r *pacer) reserve(n int) time.Time {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	now := time.Now()
-	if r.rate == 0 {
-		return now
-	}
-	if r.free.Before(now) {
-		r.free = now
-	}
-	r.free = r.free.Add(time.Duration(float64(n) / float64(r.rate) * float64(time.Second)))
-	return r.free
-}
-
-// piece is how much to read at once: a slow line moves in small steps, about 20 a second.
-func (r *pacer) piece() int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.rate == 0 {
-		return maxPiece
-	}
-	return int(min(max(r.rate/20, 256), maxPiece))
 }
