@@ -17,6 +17,8 @@ PACKAGES = $$(go list ./... | grep -v -e /node_modules/ -e /cloud/e2e)
 TESTFLAGS ?=
 # How long the end-to-end tests may take in all, and each fuzzer.
 E2E_TIMEOUT ?= 8m
+# How many of them run at once: they mostly wait.
+E2E_PARALLEL ?= 16
 FUZZTIME ?= 5s
 # Which benchmarks: a regular expression.
 BENCH ?= .
@@ -112,16 +114,29 @@ else
 endif
 
 # Shows results, figures and faults as they come; all that was said is in
-# build/e2e.log, and on the screen when something failed.
+# build/e2e.log, and on the screen when something failed. The first parameter is
+# flags, the second a package: one, or go test would keep all back to the end.
 define e2e-test
 mkdir -p build; status=0; \
-go test -count=1 -v $(1) ./cloud/e2e/... 2>&1 | tee build/e2e.log | grep --line-buffered -E '^ *(---|ok|FAIL|figure|fault)' || status=1; \
+go test -count=1 -v $(1) $(2) 2>&1 | tee build/e2e.log | grep --line-buffered -E '^ *(---|ok|FAIL|figure|fault)' || status=1; \
 if grep -q -E '^(FAIL|panic)' build/e2e.log || [ $$status -ne 0 ]; then tail -n 400 build/e2e.log; exit 1; fi
 endef
 
 .PHONY: e2e
 e2e: setup build ## agent and cloud together, with a real camera server, ffmpeg and a browser
-	@$(call e2e-test,-timeout $(E2E_TIMEOUT) $(TESTFLAGS))
+	@$(call e2e-test,-timeout $(E2E_TIMEOUT) -parallel $(E2E_PARALLEL) $(TESTFLAGS),./cloud/e2e)
+
+# Outages of ten minutes, all faults at once. FAULT=name is that one alone.
+FAULT ?=
+.PHONY: chaos
+chaos: setup build ## everything that goes wrong in the field, at full length: about 20 minutes (FAULT=name)
+	@$(if $(FAULT),:,$(call e2e-test,-run '^TestPowerCut$$',./agent/spool))
+	@export CHAOS=full; $(call e2e-test,-run 'TestChaos/$(FAULT)' -parallel 32 -timeout 40m,./cloud/e2e)
+
+# BENCH_ONLINE and BENCH_OUTAGE are how long the phases last, such as 10m.
+.PHONY: bench-spool
+bench-spool: setup build ## flash wear, memory, replay of a hub with four cameras: about 10 minutes, or it fails
+	@export BENCH_SPOOL=1; $(call e2e-test,-run '^TestSpoolBench$$' -timeout 60m,./cloud/e2e)
 
 .PHONY: fuzz
 fuzz: ## run every fuzzer for FUZZTIME (5s)
@@ -134,7 +149,7 @@ fuzz: ## run every fuzzer for FUZZTIME (5s)
 
 .PHONY: bench-live
 bench-live: setup build ## how soon the page shows the live picture: at most 2 s, or it fails
-	@export LIVE_MS=2000; $(call e2e-test,-run TestFirstLight)
+	@export LIVE_MS=2000; $(call e2e-test,-run TestFirstLight,./cloud/e2e)
 
 .PHONY: bench
 bench: ## benchmarks with allocations (BENCH=regexp)

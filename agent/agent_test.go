@@ -1,24 +1,12 @@
 package agent
 
 import (
-	"bytes"
 	"context"
-	"crypto/ed25519"
-	"encoding/json"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
-	"net/http/httptest"
-	"os"
-	"path/filepath"
+	"math"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/coder/websocket"
 
 	"github.com/zipato/vms/agent/lan"
 	"github.com/zipato/vms/pkg/problem"
@@ -28,227 +16,6 @@ import (
 	"github.com/zipato/vms/pkg/vmstest/camtest"
 	"github.com/zipato/vms/pkg/wire"
 )
-
-// cloudStub enrols hubs, and answers handshakes as the test says.
-type cloudStub struct {
-	t      *testing.T
-	srv    *httptest.Server
-	signer *token.Signer
-	// refuse is the problem that a stream's proof is answered with; empty: it is let in.
-	refuse string
-	status int
-	proofs atomic.Int32 // of streams
-	ahead  time.Duration
-
-	mu     sync.Mutex
-	states []string // that streams told
-	line   chan wire.SessionMessage
-	toHub  chan wire.SessionMessage // over the control line
-}
-
-func newCloud(t *testing.T) *cloudStub {
-	t.Helper()
-	_, key, err := ed25519.GenerateKey(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := token.NewSigner(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &cloudStub{t: t, signer: signer, line: make(chan wire.SessionMessage, 100), toHub: make(chan wire.SessionMessage)}
-	c.srv = httptest.NewServer(http.HandlerFunc(c.serve))
-	t.Cleanup(func() {
-		c.srv.CloseClientConnections()
-		c.srv.Close()
-		http.DefaultClient.CloseIdleConnections()
-	})
-	return c
-}
-
-func (c *cloudStub) nvrURL() string {
-	return "ws" + strings.TrimPrefix(c.srv.URL, "http") + "/session/v1"
-}
-
-func (c *cloudStub) serve(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path == "/api/v1/enroll" {
-		w.WriteHeader(201)
-		_ = json.NewEncoder(w).Encode(map[string]any{"hub_id": "hub_1", "nvr_url": c.nvrURL(), "token_keys": c.signer.JWKS()})
-		return
-	}
-	if _, ok, _ := wire.ParseProof(r.Header); !ok {
-		w.Header().Set("WWW-Authenticate", wire.Challenge("n"))
-		problem.Write(w, &problem.Problem{Type: wire.ProblemNonce, Status: 401, Title: "Prove"})
-		return
-	}
-	stream := r.URL.Query().Get("sid") != ""
-	if stream {
-		c.proofs.Add(1)
-		if c.refuse != "" {
-			problem.Write(w, &problem.Problem{Type: c.refuse, Status: c.status, Title: "Refused", Detail: "The test says no."})
-			return
-		}
-	}
-	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{wire.SessionProtocol}})
-	if err != nil {
-		return
-	}
-	defer ws.CloseNow()
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
-	send := func(m wire.SessionMessage) {
-		if data, err := wire.EncodeSession(m); err == nil {
-			_ = ws.Write(ctx, websocket.MessageText, data)
-		}
-	}
-	if !stream {
-		wg.Go(func() {
-			for {
-				select {
-				case <-ctx.Done():
-					return
-				case m := <-c.toHub:
-					send(m)
-				}
-			}
-		})
-	}
-	for {
-		_, data, err := ws.Read(ctx)
-		if err != nil {
-			return
-		}
-		m, err := wire.DecodeSession(data)
-		if err != nil {
-			c.t.Errorf("message of the agent: %v", err)
-			return
-		}
-		switch m := m.(type) {
-		case *wire.TimeQuery:
-			send(&wire.TimeAnswer{Sent: m.Sent, ServerTime: time.Now().Add(c.ahead)})
-		case *wire.StreamState:
-			c.mu.Lock()
-			c.states = append(c.states, m.State)
-			c.mu.Unlock()
-		}
-		if !stream {
-			c.line <- m
-		}
-	}
-}
-
-// token returns one for a channel, edited.
-func (c *cloudStub) token(t *testing.T, edit func(*token.Stream)) string {
-	t.Helper()
-	s := token.Stream{NVR: c.nvrURL(), SID: "sid_1", Channel: "ch_1", Hub: "hub_1", Issued: time.Now(), Expires: time.Now().Add(time.Hour)}
-	if edit != nil {
-		edit(&s)
-	}
-	tok, err := c.signer.SignStream(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tok
-}
-
-// hub is an agent that runs, and its local API.
-type hub struct {
-	t    *testing.T
-	a    *Agent
-	url  string
-	key  string
-	stop func()
-}
-
-func runHub(t *testing.T, c *cloudStub) *hub {
-	t.Helper()
-	dir := t.TempDir()
-	if _, err := Enroll(t.Context(), c.srv.URL, "code", "test", dir); err != nil {
-		t.Fatal(err)
-	}
-	key, err := os.ReadFile(filepath.Join(dir, "lan-key"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := New(Config{Dir: dir, Listener: l, Log: vmstest.Log(t), Drain: 50 * time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- a.Run(ctx) }()
-	h := &hub{t: t, a: a, url: "http://" + l.Addr().String(), key: strings.TrimSpace(string(key))}
-	h.stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("Run = %v", err)
-		}
-		http.DefaultClient.CloseIdleConnections()
-	})
-	t.Cleanup(h.stop)
-	return h
-}
-
-// call does one request and returns status and body.
-func (h *hub) call(method, path string, body any) (int, string) {
-	h.t.Helper()
-	data, err := json.Marshal(body)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	req, err := http.NewRequestWithContext(h.t.Context(), method, h.url+path, bytes.NewReader(data))
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	req.Header.Set("Authorization", "Bearer "+h.key)
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	return resp.StatusCode, string(text)
-}
-
-func (h *hub) start(tok string, cam vms.Camera) (int, string) {
-	return h.call("POST", "/v1/streams", map[string]any{"token": tok, "camera": cam})
-}
-
-func (h *hub) streams() []lan.Stream {
-	h.t.Helper()
-	_, body := h.call("GET", "/v1/streams", nil)
-	var out struct{ Streams []lan.Stream }
-	if err := json.Unmarshal([]byte(body), &out); err != nil {
-		h.t.Fatalf("%v: %s", err, body)
-	}
-	return out.Streams
-}
-
-// until polls the only stream until ok.
-func (h *hub) until(what string, ok func(lan.Stream) bool) lan.Stream {
-	h.t.Helper()
-	var last []lan.Stream
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
-		if last = h.streams(); len(last) == 1 && ok(last[0]) {
-			return last[0]
-		}
-		select {
-		case <-h.t.Context().Done():
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-	h.t.Fatalf("%s: streams are %+v", what, last)
-	return lan.Stream{}
-}
 
 func TestStartListStop(t *testing.T) {
 	vmstest.NoLeaks(t)
@@ -283,11 +50,8 @@ func TestStartListStop(t *testing.T) {
 	if code, body := h.call("DELETE", "/v1/streams/"+string(second.ID), nil); code != 204 {
 		t.Errorf("stop: %d %s", code, body)
 	}
-	for deadline := time.Now().Add(10 * time.Second); len(h.streams()) > 0; {
-		if time.Now().After(deadline) {
-			t.Fatalf("still there: %+v", h.streams())
-		}
-	}
+	// There is no worker: the footage waits.
+	h.until("stopped", func(s lan.Stream) bool { return s.State == wire.StateStopped && s.Delivering && s.HeldChunks > 3 })
 	h.stop()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -500,17 +264,42 @@ func TestTakenPortIsSaid(t *testing.T) {
 	}
 }
 
+// TestPhasesAreSpread: four streams are a quarter of a recording apart, and any
+// number is never closer than half of what is even.
 func TestPhasesAreSpread(t *testing.T) {
-	for n := 2; n < maxStreams; n++ {
+	for n := 2; n <= maxStreams; n++ {
 		for i := range n {
 			for j := range i {
-				if d := (phase(i) - phase(j)).Abs(); d < 30*time.Second/time.Duration(4*n) {
-					t.Fatalf("streams %d and %d of %d are %v apart", i, j, n, d)
+				d := math.Abs(share(i) - share(j))
+				if d = min(d, 1-d); d < 1/float64(2*n) || n == 4 && d < 0.25 {
+					t.Fatalf("streams %d and %d of %d are %v of a recording apart", i, j, n, d)
 				}
 			}
-			if p := phase(i); p < 0 || p >= 30*time.Second {
-				t.Fatal(fmt.Sprint("phase ", p))
+			if p := share(i); p < 0 || p >= 1 {
+				t.Fatal(fmt.Sprint("share ", p))
 			}
 		}
+	}
+}
+
+// TestPlacesAreTakenAgain: streams that come and go do not bunch.
+func TestPlacesAreTakenAgain(t *testing.T) {
+	a := &Agent{entries: map[vms.ChannelID]*entry{}}
+	begin := func(ch vms.ChannelID) int {
+		e := &entry{channel: ch, origin: originCloud, place: a.freePlace(ch)}
+		a.entries[ch] = e
+		return e.place
+	}
+	for i, ch := range []vms.ChannelID{"a", "b", "c", "d"} {
+		if got := begin(ch); got != i {
+			t.Errorf("stream %s got place %d, want %d", ch, got, i)
+		}
+	}
+	if got := begin("b"); got != 1 {
+		t.Errorf("started again: place %d, want the one it had", got)
+	}
+	a.entries["c"].stopping = true // it only delivers
+	if got := begin("e"); got != 2 {
+		t.Errorf("place %d, want that of the stream that was stopped", got)
 	}
 }

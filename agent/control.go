@@ -115,7 +115,7 @@ func (a *Agent) startFromCloud(m *wire.Start) error {
 	if a.runs(m.Channel, m.SID, m.Camera) != nil {
 		return nil // as asked
 	}
-	_, err := a.start(request{channel: m.Channel, sid: m.SID, nvrURL: m.NVRURL, camera: m.Camera})
+	_, err := a.start(request{channel: m.Channel, sid: m.SID, nvrURL: m.NVRURL, camera: m.Camera, origin: originCloud})
 	return err
 }
 

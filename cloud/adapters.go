@@ -60,6 +60,11 @@ func (u uploads) Put(ctx context.Context, r vms.Recording, body io.ReadSeeker) e
 	return err
 }
 
+// Get opens an object.
+func (u uploads) Get(ctx context.Context, key string) (io.ReadCloser, error) {
+	return u.Store.Get(ctx, key, 0, -1)
+}
+
 // Stat reads a recording's metadata.
 func (u uploads) Stat(ctx context.Context, key string) (vms.Recording, error) {
 	return objects(u).Stat(ctx, key)

@@ -39,7 +39,7 @@ import (
 const (
 	// demoAccount owns everything until accounts can be made.
 	demoAccount = vms.AccountID("acct_demo")
-	// bucket is the embedded store's.
+	// bucket is the embedded store's, and that of another one unless it is named.
 	bucket = "vms-recordings"
 	// localWorker is the worker of an all-in-one.
 	localWorker = vms.WorkerID("worker_local")
@@ -56,7 +56,10 @@ type Config struct {
 	// PublicURL and S3PublicURL are what hubs and browsers reach, when that is
 	// not the address that is listened on.
 	PublicURL, S3PublicURL string
-	// Insecure allows to listen off the loopback without TLS.
+	// S3 is an object store elsewhere. Without a URL the embedded one is started.
+	S3 S3Config
+	// Insecure allows to listen off the loopback, and to talk to an object store
+	// off it, without TLS.
 	Insecure bool
 	// WorkerDir is where open recordings are kept, best on tmpfs; below Data by default.
 	WorkerDir   string
@@ -68,6 +71,12 @@ type Config struct {
 	RetentionBytes int64
 	// Recording is the length of a recording: 30 s.
 	Recording time.Duration
+	// ReconcileEvery is how often the bucket is listed for what no notice told
+	// of: every hour, with a store elsewhere, whose events do not come here,
+	// every minute.
+	ReconcileEvery time.Duration
+	// UnreachableAfter is for how long what a silent hub holds is pending: 24 h.
+	UnreachableAfter time.Duration
 
 	// WrapObjects, in tests, stands between everybody and the object store.
 	WrapObjects func(objstore.Store) objstore.Store
@@ -76,13 +85,23 @@ type Config struct {
 	Log     *slog.Logger
 }
 
+// S3Config says where an object store elsewhere is and how to get in. Its bucket
+// must be there, and let the origins of our pages read.
+type S3Config struct {
+	URL    string // http:// or https://
+	Region string // us-east-1
+	Bucket string // vms-recordings
+	// AccessKey and SecretKey have no default.
+	AccessKey, SecretKey string
+}
+
 // Cloud is one process in all roles. Make it with New, and call Run once.
 type Cloud struct {
 	cfg      Config
 	log      *slog.Logger
 	data     *embed.Data
 	store    *store.Store
-	s3       *embed.S3
+	s3       *embed.S3 // nil with a store elsewhere
 	objects  objstore.Store
 	closeS3  func()
 	events   *inproc.Queue
@@ -104,6 +123,9 @@ func New(ctx context.Context, cfg Config) (*Cloud, error) {
 	cfg.Version = cmp.Or(cfg.Version, "dev")
 	cfg.WorkerBytes = cmp.Or(cfg.WorkerBytes, 512<<20)
 	cfg.Recording = cmp.Or(cfg.Recording, 30*time.Second)
+	if cfg.ReconcileEvery == 0 && cfg.S3.URL != "" {
+		cfg.ReconcileEvery = time.Minute
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
@@ -160,19 +182,38 @@ func (c *Config) checkExposure() error {
 		if u, err := url.Parse(l.public); l.public != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
 			return fmt.Errorf("%w: %s %q, want http:// or https://", vms.ErrInvalid, l.variable, l.public)
 		}
+		if l.variable == "VMS_S3_PUBLIC_URL" && c.S3.URL != "" {
+			continue // nothing listens there
+		}
 		host, _, err := net.SplitHostPort(l.addr)
 		if err != nil {
 			return fmt.Errorf("%w: address %q: %v", vms.ErrInvalid, l.addr, err)
 		}
-		ip := net.ParseIP(host)
-		if host == "localhost" || ip != nil && ip.IsLoopback() || c.Insecure {
+		if loopback(host) || c.Insecure {
 			continue
 		}
 		if u, err := url.Parse(l.public); err != nil || u.Scheme != "https" {
 			return fmt.Errorf("%w: %s is not on the loopback: put a TLS proxy in front of it and name its https URL in %s, or pass -insecure", vms.ErrInvalid, l.addr, l.variable)
 		}
 	}
+	if c.S3.URL == "" {
+		return nil
+	}
+	u, err := url.Parse(c.S3.URL)
+	switch {
+	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
+		return fmt.Errorf("%w: VMS_S3_URL: want http:// or https:// and a host", vms.ErrInvalid)
+	case u.Scheme == "http" && !loopback(u.Hostname()) && !c.Insecure:
+		return fmt.Errorf("%w: VMS_S3_URL: %s is not on the loopback: use https, or pass -insecure", vms.ErrInvalid, u.Host)
+	case c.S3.AccessKey == "" || c.S3.SecretKey == "":
+		return fmt.Errorf("%w: the object store at %s needs VMS_S3_ACCESS_KEY and VMS_S3_SECRET_KEY", vms.ErrInvalid, u.Host)
+	}
 	return nil
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // URL is where browsers and programs reach the API.
@@ -200,28 +241,21 @@ func (c *Cloud) wsURL(path string) (string, error) {
 	return u.JoinPath(path).String(), nil
 }
 
-// openObjects starts the embedded store and its client.
+// openObjects makes the client of the object store, which need not answer yet.
 func (c *Cloud) openObjects(ctx context.Context) error {
-	key, err := c.data.SecretText("s3-access-key", 10)
-	if err != nil {
-		return err
-	}
-	secret, err := c.data.SecretText("s3-secret-key", 20)
-	if err != nil {
-		return err
-	}
 	c.events = inproc.New(inproc.Options{Log: c.log, OnOverflow: c.reconcileSoon})
-	c.s3, err = embed.StartS3(ctx, embed.S3Config{
-		Dir: c.data.Path("s3"), Addr: c.cfg.S3Listen, AccessKey: key, SecretKey: secret, Bucket: bucket,
-		AllowOrigins: c.origins(), Log: c.log,
-		OnCreated: func(key string) { c.events.Publish(bucketevents.Event{Bucket: bucket, Key: key}) },
-	})
-	if err != nil {
-		return err
+	cfg := s3.Config{
+		Endpoint: c.cfg.S3.URL, Region: c.cfg.S3.Region, Bucket: cmp.Or(c.cfg.S3.Bucket, bucket),
+		AccessKey: c.cfg.S3.AccessKey, SecretKey: c.cfg.S3.SecretKey,
 	}
-	client, err := s3.New(s3.Config{
-		Endpoint: c.s3.URL(), PublicURL: c.cfg.S3PublicURL, Bucket: bucket, AccessKey: key, SecretKey: secret,
-	})
+	if cfg.Endpoint == "" {
+		var err error
+		if cfg, err = c.startS3(ctx); err != nil {
+			return err
+		}
+	}
+	cfg.PublicURL = c.cfg.S3PublicURL
+	client, err := s3.New(cfg)
 	if err != nil {
 		return err
 	}
@@ -231,6 +265,27 @@ func (c *Cloud) openObjects(ctx context.Context) error {
 		c.objects = c.cfg.WrapObjects(client)
 	}
 	return nil
+}
+
+// startS3 starts the embedded store, and says how to get in.
+func (c *Cloud) startS3(ctx context.Context) (s3.Config, error) {
+	key, err := c.data.SecretText("s3-access-key", 10)
+	if err != nil {
+		return s3.Config{}, err
+	}
+	secret, err := c.data.SecretText("s3-secret-key", 20)
+	if err != nil {
+		return s3.Config{}, err
+	}
+	c.s3, err = embed.StartS3(ctx, embed.S3Config{
+		Dir: c.data.Path("s3"), Addr: c.cfg.S3Listen, AccessKey: key, SecretKey: secret, Bucket: bucket,
+		AllowOrigins: c.origins(), Log: c.log,
+		OnCreated: func(key string) { c.events.Publish(bucketevents.Event{Bucket: bucket, Key: key}) },
+	})
+	if err != nil {
+		return s3.Config{}, err
+	}
+	return s3.Config{Endpoint: c.s3.URL(), Bucket: bucket, AccessKey: key, SecretKey: secret}, nil
 }
 
 // reconcileSoon lists the bucket because events were dropped.
@@ -286,6 +341,7 @@ func (c *Cloud) openRules() (*token.Signer, error) {
 	}
 	c.nvr, err = nvr.New(nvr.Config{
 		Store: c.store, Objects: objects{c.objects}, Tokens: signer, SecretKey: secret, NVRURL: nvrURL, Log: c.log,
+		ReconcileEvery: c.cfg.ReconcileEvery, UnreachableAfter: c.cfg.UnreachableAfter,
 		Revoked:   func(sids []vms.SID) { c.worker.Revoke(sids) },
 		Retention: nvr.Retention{Age: c.cfg.RetentionAge, Bytes: c.cfg.RetentionBytes},
 		Segment:   wire.SegmentOptions{RecordingMS: c.cfg.Recording.Milliseconds(), ChunkMS: chunkMS},
@@ -352,7 +408,9 @@ func (c *Cloud) Run(ctx context.Context) (err error) {
 		}
 		return nil
 	})
-	g.Go(func() error { return c.s3.Run(gctx) })
+	if c.s3 != nil {
+		g.Go(func() error { return c.s3.Run(gctx) })
+	}
 	g.Go(func() error { return c.nvr.Run(gctx) })
 	g.Go(func() error { return c.reconcileLoop(gctx) })
 	g.Go(func() error {

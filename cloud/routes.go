@@ -1,6 +1,7 @@
 package cloud
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -56,8 +57,8 @@ func enough(room int64, err error) error {
 
 // mediaURL is where presigned URLs point.
 func (c *Cloud) mediaURL() string {
-	if c.cfg.S3PublicURL != "" {
-		return c.cfg.S3PublicURL
+	if u := cmp.Or(c.cfg.S3PublicURL, c.cfg.S3.URL); u != "" {
+		return u
 	}
 	return c.s3.URL()
 }

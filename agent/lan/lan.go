@@ -38,26 +38,44 @@ type Agent interface {
 type Stream struct {
 	ID      vms.StreamID  `json:"id"`
 	Channel vms.ChannelID `json:"channel"`
-	Camera  string        `json:"camera"`
-	// Origin is "lan" or "cloud": who asked for it.
+	// Camera is empty when the hub only brings what it still holds of the channel.
+	Camera string `json:"camera,omitempty"`
+	// Origin is "lan", "cloud" or, after a restart of the hub, "spool": who asked for it.
 	Origin  string    `json:"origin"`
 	State   string    `json:"state"`
 	Problem string    `json:"problem,omitempty"`
 	Since   time.Time `json:"since"`
-	// CapturedUntil and DurableUntil are UTC: up to where footage was captured,
-	// and up to where it is in the object store.
+	// Delivering: no camera is pulled any more, and what is held is being brought.
+	// The stream leaves the list when all of it is stored.
+	Delivering bool `json:"delivering,omitempty"`
+
+	// Times are UTC: up to where footage was captured, up to where workers have
+	// received it, and up to where it is in the object store.
 	CapturedUntil time.Time `json:"captured_until,omitzero"`
+	ReceivedUntil time.Time `json:"received_until,omitzero"`
 	DurableUntil  time.Time `json:"durable_until,omitzero"`
-	HeldBytes     int64     `json:"held_bytes"`
-	HeldChunks    int       `json:"held_chunks"`
+
+	// HeldBytes is what is not durable yet: RAMBytes and FlashBytes. It covers
+	// HeldFrom to HeldUntil, perhaps with holes. What is on flash may be in RAM too.
+	HeldBytes  int64     `json:"held_bytes"`
+	HeldChunks int       `json:"held_chunks"`
+	RAMBytes   int64     `json:"ram_bytes"`
+	FlashBytes int64     `json:"flash_bytes"`
+	HeldFrom   time.Time `json:"held_from,omitzero"`
+	HeldUntil  time.Time `json:"held_until,omitzero"`
+	// OpenGaps are declared and not in the NVR's database yet.
+	OpenGaps int `json:"open_gaps"`
 	// DroppedChunks are those that the buffer had no room for; each is in a declared gap.
-	DroppedChunks  uint64 `json:"dropped_chunks"`
-	Frames         uint64 `json:"frames"`
-	SoundDropped   uint64 `json:"sound_dropped"`
-	CameraSessions int64  `json:"camera_sessions"`
-	// PacketsLost and DecodeErrors are the camera's or the LAN's loss, not ours.
-	PacketsLost  int64 `json:"packets_lost"`
-	DecodeErrors int64 `json:"decode_errors"`
+	DroppedChunks uint64 `json:"dropped_chunks"`
+	Frames        uint64 `json:"frames"`
+	SoundDropped  uint64 `json:"sound_dropped"`
+
+	CameraSessions int64 `json:"camera_sessions"`
+	// PacketsLost, DecodeErrors and CameraAbsence (seconds without a picture) are
+	// the camera's or the LAN's loss, not ours.
+	PacketsLost   int64   `json:"packets_lost"`
+	DecodeErrors  int64   `json:"decode_errors"`
+	CameraAbsence float64 `json:"camera_absence_s"`
 }
 
 // Status is the hub as a whole.
@@ -71,9 +89,53 @@ type Status struct {
 	// Control is the line to the NVR: "online", "offline" or "connecting".
 	Control        string `json:"control"`
 	ControlProblem string `json:"control_problem,omitempty"`
-	HeldBytes      int64  `json:"held_bytes"`
-	BudgetBytes    int64  `json:"budget_bytes"`
 	Streams        int    `json:"streams"`
+
+	RAM    RAM    `json:"ram"`
+	Flash  *Flash `json:"flash,omitempty"` // not there: switched off
+	Uplink Uplink `json:"uplink"`
+}
+
+// RAM is the buffer in RAM of all streams together, bytes.
+type RAM struct {
+	Used  int64 `json:"used"`
+	Limit int64 `json:"limit"`
+	// Pressure: it is so full that workers are asked to store unfinished recordings.
+	Pressure bool `json:"pressure"`
+}
+
+// Flash is the buffer on flash, bytes, and what it does to the chip.
+type Flash struct {
+	Used int64 `json:"used"`
+	// Limit is what may be used now; it follows the free space.
+	Limit   int64  `json:"limit"`
+	Problem string `json:"problem,omitempty"`
+	// Written is since the agent started, WrittenToday since midnight UTC,
+	// WrittenEver since WrittenSince: all that the file system was given.
+	Written      int64  `json:"written"`
+	WrittenToday int64  `json:"written_today"`
+	WrittenEver  int64  `json:"written_ever"`
+	WrittenSince string `json:"written_since,omitempty"`
+	// Endurance is what the chip can take in its life; LifeDays how long the rest
+	// of it lasts if every day is like today, absent while nothing was written
+	// today; Life says it in words.
+	Endurance int64    `json:"endurance"`
+	LifeDays  *float64 `json:"life_days,omitempty"`
+	Life      string   `json:"life"`
+}
+
+// Uplink is what the hub's connection carries, bits per second.
+type Uplink struct {
+	// Measured is its capacity, 0 before it was seen; Limit what the schedule
+	// allows now, 0 for no limit.
+	Measured int64 `json:"measured_bps"`
+	Limit    int64 `json:"limit_bps"`
+	// Backfill is what the backlog may use now, where live leaves it.
+	Backfill int64 `json:"backfill_bps"`
+	// Delay is how long bytes wait in the uplink's queue, seconds.
+	Delay float64 `json:"delay_s"`
+	// Sent is all that the lanes have sent since the agent started, bytes.
+	Sent int64 `json:"sent"`
 }
 
 // Config is what Handler needs.
@@ -82,8 +144,9 @@ type Config struct {
 	// Key is the LAN key.
 	Key string
 	// Names are host names, beside addresses and localhost, under which the API may be called.
-	Names   []string
-	Metrics *obs.Registry
+	Names []string
+	// Metrics answers /metrics.
+	Metrics http.Handler
 	Log     *slog.Logger
 }
 

@@ -30,7 +30,7 @@ func TestRealStreams(t *testing.T) {
 			if err := reader.Initialize(); err != nil {
 				t.Fatal(err)
 			}
-			r := newRig(t, Config{Recording: time.Second})
+			r := newRig(t, Config{Recording: time.Second, Phase: 500 * time.Millisecond})
 			video, pictures, samples := cmaf.VideoParams{Codec: "h264"}, 0, 0
 			var audio *cmaf.AudioParams
 			picture := func(pts, dts int64, au [][]byte) error {

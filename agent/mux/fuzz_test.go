@@ -65,7 +65,7 @@ func FuzzMux(f *testing.F) {
 				r.m.Flush()
 			case 5:
 				r.m.SetWatched(data[2]&1 != 0)
-				r.m.SetOptions(time.Duration(1+data[6]%20)*time.Second, time.Duration(20+int(data[7])*39)*time.Millisecond)
+				r.m.SetOptions(time.Duration(1+data[6]%20)*time.Second, time.Duration(data[6])*50*time.Millisecond, time.Duration(20+int(data[7])*39)*time.Millisecond)
 			case 6:
 				if data[2]&1 != 0 {
 					sound = nil

@@ -42,6 +42,9 @@ const (
 	longestPause = time.Minute
 )
 
+// DefaultRecording is the length of recordings where none is given.
+const DefaultRecording = 30 * time.Second
+
 // Config is fixed for the life of a Mux.
 type Config struct {
 	Epoch vms.Epoch
@@ -49,8 +52,9 @@ type Config struct {
 	// more than can be slewed, because UTC never goes back inside one. Nil: it
 	// is slewed all the same.
 	NewEpoch func() vms.Epoch
-	// Recording is the media time between two recordings; Phase, less than
-	// Recording, moves the first boundary of each span.
+	// Recording is the time between two recordings. They begin where the hub's
+	// UTC, in multiples of Recording, is at Phase: so streams of different phases
+	// stay apart, whenever their cameras came back.
 	Recording, Phase time.Duration
 	// Chunk and ChunkBytes are where a chunk is cut, whichever comes first.
 	Chunk      time.Duration
@@ -106,9 +110,9 @@ type Mux struct {
 
 // span is where the current span and its recording stand, in ticks.
 type span struct {
-	start     int64
 	number    uint32
 	recStart  int64
+	recUTC    time.Time // of recStart
 	recBytes  int64
 	zero      int64 // of the recording: nothing in it may begin before
 	uncertain bool  // so was the time when UTC was anchored
@@ -117,7 +121,7 @@ type span struct {
 // New returns a Mux that waits for Open.
 func New(cfg Config) *Mux {
 	if cfg.Recording <= 0 {
-		cfg.Recording = 30 * time.Second
+		cfg.Recording = DefaultRecording
 	}
 	if cfg.Chunk <= 0 {
 		cfg.Chunk = 200 * time.Millisecond
@@ -132,8 +136,8 @@ func New(cfg Config) *Mux {
 func (m *Mux) Stats() Stats { return m.stats }
 
 // SetOptions changes the cutting from the next recording on.
-func (m *Mux) SetOptions(recording, chunk time.Duration) {
-	m.cfg.Recording, m.cfg.Chunk = recording, chunk
+func (m *Mux) SetOptions(recording, phase, chunk time.Duration) {
+	m.cfg.Recording, m.cfg.Phase, m.cfg.Chunk = recording, phase, chunk
 }
 
 // SetWatched says whether somebody looks at the live picture: then sound gets

@@ -40,6 +40,40 @@ func TestRecordingsBeginAtTheFirstKeyframeAfterPhase(t *testing.T) {
 	}
 }
 
+// TestPhasesHoldWheneverAStreamBegins: the memory and upload peaks of a hub's
+// streams stay apart also when a camera comes back at any moment, and when its
+// clock is off by 400 ppm for an hour.
+func TestPhasesHoldWheneverAStreamBegins(t *testing.T) {
+	const recording, gop = 10 * time.Second, time.Second
+	for _, phase := range []time.Duration{0, 2500 * time.Millisecond, 7500 * time.Millisecond} {
+		for _, begin := range []time.Duration{0, 1700 * time.Millisecond, 9999 * time.Millisecond} {
+			r := newRig(t, Config{Recording: recording, Phase: phase})
+			r.open(plain, nil)
+			for i := range int(time.Hour / gop) {
+				at := time.Duration(i) * gop
+				r.picture(at, t0.Add(begin+at+at/2500), true)
+			}
+			r.m.Flush()
+			firsts := 0
+			for i := range r.chunks {
+				c := &r.chunks[i]
+				if !c.Flags.Has(vms.FlagFirst) {
+					continue
+				}
+				if firsts++; firsts == 1 {
+					continue // a span begins when the camera comes
+				}
+				if past := time.Duration(c.Start.UnixNano()-int64(phase)) % recording; past > gop+gop/20 {
+					t.Fatalf("phase %v, begun at %v: recording %d begins %v after it, want at most a GOP and what is slewed", phase, begin, firsts, past)
+				}
+			}
+			if want := int(time.Hour / recording); firsts < want || firsts > want+2 {
+				t.Errorf("phase %v, begun at %v: %d recordings in an hour", phase, begin, firsts)
+			}
+		}
+	}
+}
+
 // TestPicturesWithBFrames: decode times are the presentation times in order, so
 // the time of a chunk is the time it shows, also with reordering.
 func TestPicturesWithBFrames(t *testing.T) {

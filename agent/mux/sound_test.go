@@ -81,7 +81,7 @@ func TestSound(t *testing.T) {
 		{"ahead", false, lag(-300 * time.Millisecond), 1, 0, 50 * time.Millisecond},
 		{"300 ms behind", false, lag(300 * time.Millisecond), 1, 0, 400 * time.Millisecond},
 		{"300 ms behind, watched", true, lag(300 * time.Millisecond), 1, 0, 200 * time.Millisecond},
-		{"2 s behind", false, lag(2 * time.Second), 2, 100, 600 * time.Millisecond},
+		{"2 s behind", false, lag(2 * time.Second), 2, 150, 600 * time.Millisecond},
 		{"none at all", false, never, 1, 0, 50 * time.Millisecond},
 		{"late", false, func(at time.Duration) (time.Duration, bool) { return at + aacFrame, at > 7500*time.Millisecond }, 2, 30, 600 * time.Millisecond},
 		{"stops", false, func(at time.Duration) (time.Duration, bool) { return at + aacFrame, at < 7500*time.Millisecond }, 2, 0, 600 * time.Millisecond},

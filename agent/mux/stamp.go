@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/zipato/vms/pkg/cmaf"
 	"github.com/zipato/vms/pkg/vms"
@@ -60,7 +61,7 @@ func (m *Mux) stamp(c *building) vms.Flags {
 	switch {
 	case begin:
 		m.span.number = 0
-	case c.key && c.start-m.span.start >= m.boundary():
+	case c.key && c.start >= m.boundary():
 		begin = true
 	case c.start-m.span.recStart >= m.ticks(longestRecording), m.span.recBytes >= largestRecording:
 		begin = true
@@ -75,20 +76,22 @@ func (m *Mux) stamp(c *building) vms.Flags {
 	if !c.beginsSpan {
 		m.span.number++
 	}
-	m.span.recStart, m.span.recBytes = c.start, 0
+	m.span.recStart, m.span.recUTC, m.span.recBytes = c.start, m.clock.utc(c.start), 0
 	return flags
 }
 
-// boundary is the tick after the start of the span from which on a keyframe
-// begins the next recording: the least phase + k x recording that lies after
-// the start of the present one.
+// boundary is the tick from which on a keyframe begins the next recording:
+// where UTC, counted in recordings, is at the phase again. It lies at least a
+// sixteenth of a recording ahead, because UTC is slewed: a keyframe that was on
+// the boundary may find itself a moment before it.
 func (m *Mux) boundary() int64 {
-	d, phase := m.ticks(m.cfg.Recording), m.ticks(m.cfg.Phase%m.cfg.Recording)
-	since := m.span.recStart - m.span.start
-	if since < phase {
-		return phase
+	d := m.cfg.Recording
+	least := d / 16
+	past := time.Duration(m.span.recUTC.Add(least).UnixNano()-int64(m.cfg.Phase)) % d
+	if past <= 0 {
+		past += d
 	}
-	return phase + ((since-phase)/d+1)*d
+	return m.span.recStart + m.ticks(least+d-past)
 }
 
 // beginSpan starts a span with c, with a new init segment when the codecs
@@ -128,7 +131,6 @@ func (m *Mux) beginSpan(c *building, withA bool) bool {
 		}
 	}
 	c.beginsSpan = true
-	m.span.start = start
 	if m.clock.begin(start, m.ts) {
 		m.span.uncertain = m.unsure
 	}

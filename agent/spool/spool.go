@@ -1,392 +1,328 @@
-// Package spool keeps the chunks that are not durable yet. It is the one place
-// where the agent drops footage: when the budget is full, whole GOPs, oldest
-// first, and every drop becomes a gap with a cause. Appending never blocks.
 package spool
 
 import (
+	"math"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/zipato/vms/pkg/vms"
-	"github.com/zipato/vms/pkg/wire"
 )
 
-// Spool holds the chunks of one channel, over all its epochs of this run of
-// the agent. Make it with Budget.NewSpool. All methods may be called at the
-// same time.
+// Spool holds the chunks of one channel, over all its epochs: the oldest ones
+// on flash, the others in RAM. It comes from Store.Spool. All methods may be
+// called at the same time.
 type Spool struct {
-	budget *Budget
+	store   *Store
+	channel vms.ChannelID
 
 	mu      sync.Mutex
-	entries []entry // ascending by key
+	entries []entry    // in RAM, ascending by key
+	blocks  []*shelved // on flash, ascending by key; all before entries
+	ends    []end      // ascending by key
 	epochs  []epochState
-	holes   []hole
-	bytes   int64
+	ords    int // given out
+	last    key // of the newest chunk that came, and when it ends
+	lastEnd time.Time
+	bytes   int64 // of RAM
+	// flight is what is being written to flash: it is in RAM until that is done.
+	flight      run
+	flightOrd   int
+	flightBytes int64
+	shelf       *shelf
+	discarded   bool // nothing is kept any more
+	files       map[*file]*fileState
 	// starving says why a GOP was dropped up to its newest chunk, so that what
 	// follows of it cannot be decoded either; empty when it was not.
 	starving vms.Cause
-	changed  chan struct{} // closed and replaced when entries or holes change
-	durable  time.Time     // end of the newest chunk known to be durable
-	lost     uint64        // chunks dropped and declared
+	durable  time.Time // end of the newest chunk known to be durable
+	lost     uint64    // chunks dropped and declared
+	changed  chan struct{}
+
+	holes []hole
+	gaps  []*gapState
+	drops []vms.GapID // committed, and to be taken from Facts
+
+	lanes
 }
 
-// key orders entries: the epoch's place in time, then the chunk number, then
-// an end behind the chunk it follows.
-type key struct {
-	ord int
-	seq uint64
-	end bool
-}
-
-func (k key) compare(o key) int {
-	switch {
-	case k.ord != o.ord:
-		return k.ord - o.ord
-	case k.seq != o.seq:
-		if k.seq < o.seq {
-			return -1
-		}
-		return 1
-	case k.end == o.end:
-		return 0
-	case o.end:
-		return -1
-	}
-	return 1
-}
-
-type entry struct {
+// end says that nothing of its epoch follows for now.
+type end struct {
 	key
-	chunk *vms.Chunk // nil for an end
-	cause string     // of an end
+	cause string
+	said  bool // handed out once by the lane that owns its place
 }
 
 type epochState struct {
+	ord   int
 	epoch vms.Epoch
 	inits map[uint32]vms.Init
 }
 
-// hole is a run of chunks that were dropped, and the gap that says so.
-type hole struct {
-	ord         int
-	first, last uint64
-	gap         vms.Gap
-	sent        bool // handed out: it must not grow any more
-	committed   bool
-	// A gap that is declared again while it is on its way is not committed by
-	// the answer to what it was before.
-	version, asked uint64
-	inFlight       bool
+// fileState is what of a file is still wanted.
+type fileState struct {
+	blocks  int
+	dropped bool // it held what was dropped: the gap has to outlive it
+}
+
+func newSpool(st *Store, ch vms.ChannelID) *Spool {
+	s := &Spool{store: st, channel: ch, files: map[*file]*fileState{}}
+	s.bounded = true // what is appended is live's, unless it stays away
+	return s
 }
 
 // ordinal returns the place of epoch e, which it adds when it is new.
 func (s *Spool) ordinal(e vms.Epoch) int {
-	for i := range s.epochs {
-		if s.epochs[i].epoch == e {
-			return i
-		}
+	if i := s.epochIndex(e); i >= 0 {
+		return s.epochs[i].ord
 	}
-	s.epochs = append(s.epochs, epochState{epoch: e, inits: map[uint32]vms.Init{}})
-	return len(s.epochs) - 1
+	s.epochs = append(s.epochs, epochState{ord: s.ords, epoch: e, inits: map[uint32]vms.Init{}})
+	s.ords++
+	s.tidy()
+	return s.ords - 1
 }
 
+func (s *Spool) epochIndex(e vms.Epoch) int {
+	return slices.IndexFunc(s.epochs, func(x epochState) bool { return x.epoch == e })
+}
+
+// named returns the epoch at ord; zero when it is forgotten.
+func (s *Spool) named(ord int) vms.Epoch {
+	for i := range s.epochs {
+		if s.epochs[i].ord == ord {
+			return s.epochs[i].epoch
+		}
+	}
+	return 0
+}
+
+// newest is the epoch that is written now; ord -1 when there is none.
+func (s *Spool) newest() epochState {
+	if n := len(s.epochs); n > 0 {
+		return s.epochs[n-1]
+	}
+	return epochState{ord: -1}
+}
+
+// notify wakes all that wait for a change.
 func (s *Spool) notify() {
-	close(s.changed)
-	s.changed = make(chan struct{})
+	if s.changed != nil {
+		close(s.changed)
+		s.changed = nil
+	}
+}
+
+func (s *Spool) wait() <-chan struct{} {
+	if s.changed == nil {
+		s.changed = make(chan struct{})
+	}
+	return s.changed
+}
+
+// Changed returns a channel that is closed at the next change.
+func (s *Spool) Changed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.wait()
 }
 
 // PutInit keeps an init for the chunks that will name it.
 func (s *Spool) PutInit(i vms.Init) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.epochs[s.ordinal(i.Epoch)].inits[i.ID] = i
+	s.ordinal(i.Epoch)
+	s.epochs[s.epochIndex(i.Epoch)].inits[i.ID] = i
 }
 
 // Init returns the init that a chunk names.
 func (s *Spool) Init(e vms.Epoch, id uint32) (vms.Init, bool) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i := range s.epochs {
-		if s.epochs[i].epoch == e {
-			init, ok := s.epochs[i].inits[id]
-			return init, ok
-		}
+	var init vms.Init
+	ok := false
+	if i := s.epochIndex(e); i >= 0 {
+		init, ok = s.epochs[i].inits[id]
 	}
-	return vms.Init{}, false
+	sh := s.shelf
+	s.mu.Unlock()
+	if !ok && sh != nil {
+		return sh.init(e, id)
+	}
+	return init, ok
 }
 
-// Append takes the next chunk of an epoch. It never blocks; it may drop older
-// chunks, of this or another stream, to keep the budget.
+// Append takes the next chunk of the newest epoch, or of a new one. It never
+// waits; it may drop older chunks, of this or another stream, to keep the budget.
 func (s *Spool) Append(c vms.Chunk) {
 	s.mu.Lock()
-	ord := s.ordinal(c.Epoch)
+	if s.discarded {
+		s.mu.Unlock()
+		return
+	}
+	ord := s.newest().ord
+	if ord < 0 || s.epochs[len(s.epochs)-1].epoch != c.Epoch {
+		ord = s.ordinal(c.Epoch)
+	}
 	if s.starving != "" && !c.Flags.Has(vms.FlagKey) {
-		s.dropped(ord, &c, s.starving)
+		s.lost++
+		s.dropped(ord, c.Epoch, run{c.Seq, c.Seq}, c.Start, c.End, s.starving)
+		s.last, s.lastEnd = key{ord: ord, seq: c.Seq}, c.End
 		s.notify()
 		s.mu.Unlock()
 		return
 	}
 	s.starving = ""
-	s.entries = append(s.entries, entry{key: key{ord: ord, seq: c.Seq}, chunk: &c})
-	n := size(&c)
+	p := &c
+	s.entries = append(s.entries, entry{ord: ord, chunk: p})
+	n := size(p)
 	s.bytes += n
+	s.last, s.lastEnd = key{ord: ord, seq: c.Seq}, c.End
+	s.came(s.last, c.Flags)
 	s.notify()
 	s.mu.Unlock()
-	s.budget.add(n)
+	s.store.add(n)
 }
 
 // size is what a chunk costs: its bytes and what keeps them.
 func size(c *vms.Chunk) int64 { return int64(len(c.Payload)) + 256 }
 
-// End notes that nothing of epoch e follows for now, so that the worker can
+// End notes that nothing of epoch e follows seq for now, so that the worker can
 // complete the recording.
 func (s *Spool) End(e vms.Epoch, seq uint64, cause string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	k := key{ord: s.ordinal(e), seq: seq, end: true}
-	i, found := slices.BinarySearchFunc(s.entries, k, func(e entry, k key) int { return e.compare(k) })
+	i, found := slices.BinarySearchFunc(s.ends, k, func(e end, k key) int { return e.compare(k) })
 	if !found {
-		s.entries = slices.Insert(s.entries, i, entry{key: k, cause: cause})
+		s.ends = slices.Insert(s.ends, i, end{key: k, cause: cause})
 		s.notify()
 	}
 }
 
-// Durable frees what is in S3.
+// Durable frees what is in S3. The ranges may come in any order, and name more
+// than is held.
 func (s *Spool) Durable(ranges []vms.ChunkRange) {
 	if len(ranges) == 0 {
 		return
 	}
 	s.mu.Lock()
 	var freed int64
-	before := len(s.entries)
-	s.entries = slices.DeleteFunc(s.entries, func(e entry) bool {
-		for _, r := range ranges {
-			if s.epochs[e.ord].epoch != r.Epoch || e.seq < r.First || e.seq > r.Last {
-				continue
-			}
-			if e.chunk != nil {
-				freed += size(e.chunk)
-				if e.chunk.End.After(s.durable) {
-					s.durable = e.chunk.End
-				}
-			}
-			return true
+	var n uint64
+	for _, r := range ranges {
+		i := s.epochIndex(r.Epoch)
+		if i < 0 {
+			continue
 		}
-		return false
-	})
-	s.bytes -= freed
-	if len(s.entries) != before {
-		s.freeInits()
+		f, m, end := s.forget(s.epochs[i].ord, r.First, r.Last, false)
+		freed, n = freed+f, n+m
+		if end.After(s.durable) {
+			s.durable = end
+		}
+	}
+	if n > 0 {
+		s.tidy()
 		s.notify()
 	}
 	s.mu.Unlock()
-	s.budget.add(-freed)
-}
-
-// freeInits forgets the inits that no held chunk names, but for the newest of
-// the present epoch, which the next chunk names.
-func (s *Spool) freeInits() {
-	least := make(map[int]uint32)
-	for _, e := range s.entries {
-		if e.chunk == nil {
-			continue
-		}
-		if n, ok := least[e.ord]; !ok || e.chunk.Init < n {
-			least[e.ord] = e.chunk.Init
-		}
-	}
-	for i := range s.epochs {
-		inits := s.epochs[i].inits
-		n, held := least[i]
-		switch {
-		case held:
-		case i < len(s.epochs)-1:
-			s.epochs[i].inits = nil
-			continue
-		default:
-			for id := range inits {
-				n = max(n, id)
-			}
-		}
-		for id := range inits {
-			if id < n {
-				delete(inits, id)
-			}
-		}
-	}
+	s.store.add(-freed)
 }
 
 // Skip drops the GOP of a chunk that the worker will never take.
 func (s *Spool) Skip(e vms.Epoch, seq uint64) {
 	s.mu.Lock()
 	var freed int64
-	i := slices.IndexFunc(s.entries, func(en entry) bool {
-		return en.chunk != nil && en.chunk.Epoch == e && en.seq == seq
-	})
-	if i >= 0 {
-		from := i
-		for from > 0 && !s.entries[from].startsGOP() && s.entries[from-1].follows(s.entries[from]) {
-			from--
+	if i := s.epochIndex(e); i >= 0 {
+		if r, ok := s.heldAt(s.epochs[i].ord, seq); ok {
+			freed = s.drop(s.gopStart(r), s.gopEnd(r), vms.CauseRejected)
+			s.notify()
 		}
-		to := i + 1
-		for to < len(s.entries) && !s.entries[to].startsGOP() && s.entries[to-1].follows(s.entries[to]) {
-			to++
-		}
-		newest := to == len(s.entries)
-		freed = s.drop(from, to, vms.CauseRejected)
-		if newest {
-			s.starving = vms.CauseRejected
-		}
-		s.notify()
 	}
 	s.mu.Unlock()
-	s.budget.add(-freed)
+	s.store.add(-freed)
 }
 
-func (e entry) startsGOP() bool { return e.chunk != nil && e.chunk.Flags.Has(vms.FlagKey) }
-
-// follows reports whether n is the chunk right after e.
-func (e entry) follows(n entry) bool {
-	return e.chunk != nil && n.chunk != nil && e.ord == n.ord && e.seq+1 == n.seq
+// drop removes the unbroken run of chunks from one to another, declares it
+// missing, and returns the bytes of RAM that this frees.
+func (s *Spool) drop(from, to ref, cause vms.Cause) (freed int64) {
+	e, start, end := from.epoch(), from.start(), to.end()
+	freed, n, _ := s.forget(from.ord, from.seq, to.seq, true)
+	s.lost += n
+	s.dropped(from.ord, e, run{from.seq, to.seq}, start, end, cause)
+	if to.key == s.last && s.starving == "" {
+		s.starving = cause
+	}
+	s.tidy()
+	return freed
 }
 
-// dropOldest drops the oldest GOP, with the ends before it, and returns the
-// bytes it freed, 0 when nothing is left.
+// dropOldest drops the oldest GOP in RAM that is not on its way to flash, and
+// returns the bytes it freed, 0 when there is none.
 func (s *Spool) dropOldest() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	from := slices.IndexFunc(s.entries, func(e entry) bool { return e.chunk != nil })
-	if from < 0 {
+	i := 0
+	for i < len(s.entries) && s.inFlight(s.entries[i]) {
+		i++
+	}
+	if i == len(s.entries) {
 		return 0
 	}
-	to := from + 1
-	for to < len(s.entries) && !s.entries[to].startsGOP() && s.entries[to-1].follows(s.entries[to]) {
-		to++
-	}
-	newest := to == len(s.entries)
-	freed := s.drop(0, to, vms.CauseBufferFull)
-	if newest {
-		s.starving = vms.CauseBufferFull
-	}
+	from := ref{key: s.entries[i].key(), chunk: s.entries[i].chunk}
+	freed := s.drop(from, s.gopEnd(from), vms.CauseBufferFull)
 	s.notify()
 	return freed
 }
 
-// drop removes entries [from, to) and declares them missing.
-func (s *Spool) drop(from, to int, cause vms.Cause) (freed int64) {
-	for _, e := range s.entries[from:to] {
-		if e.chunk != nil {
-			freed += size(e.chunk)
-			s.dropped(e.ord, e.chunk, cause)
-		}
-	}
-	s.entries = slices.Delete(s.entries, from, to)
-	s.bytes -= freed
-	return freed
-}
-
-// dropped puts one chunk into a hole, the last one where it can grow.
-func (s *Spool) dropped(ord int, c *vms.Chunk, cause vms.Cause) {
-	s.lost++
-	if n := len(s.holes); n > 0 {
-		h := &s.holes[n-1]
-		if h.ord == ord && h.last+1 == c.Seq && !h.sent && h.gap.Cause == cause {
-			h.last = c.Seq
-			h.gap.End, h.gap.Chunks.Last = c.End, c.Seq
-			return
-		}
-	}
-	r := vms.ChunkRange{Epoch: c.Epoch, First: c.Seq, Last: c.Seq}
-	s.holes = append(s.holes, hole{ord: ord, first: c.Seq, last: c.Seq, gap: vms.Gap{
-		ID: vms.NewID[vms.GapID]("gap"), Cause: cause,
-		TimeRange: vms.TimeRange{Start: c.Start, End: c.End}, Chunks: &r,
-	}})
-}
-
-// Declare keeps a gap that no dropped chunk explains, such as a camera that is
-// away. Declared again under its id it replaces what was said before.
-func (s *Spool) Declare(g vms.Gap) {
+// droppable is how many bytes of RAM dropOldest could free.
+func (s *Spool) droppable() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	defer s.notify()
-	for i := range s.holes {
-		if h := &s.holes[i]; h.gap.ID == g.ID {
-			h.gap, h.committed = g, false
-			h.version++
-			return
-		}
-	}
-	s.holes = append(s.holes, hole{ord: -1, gap: g})
+	return s.bytes - s.flightBytes
 }
 
-// Gaps returns, at most max of them, the gaps that the NVR has not committed
-// and that are not on their way to it: call Resend when the session is new. A
-// drop that goes on afterwards makes a gap of its own.
-func (s *Spool) Gaps(max int) []vms.Gap {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var out []vms.Gap
-	for i := range s.holes {
-		h := &s.holes[i]
-		if h.committed || h.inFlight || len(out) == max {
-			continue
-		}
-		h.sent, h.inFlight, h.asked = true, true, h.version
-		g := h.gap
-		if g.Chunks != nil {
-			r := *g.Chunks
-			g.Chunks = &r
-		}
-		out = append(out, g)
-	}
-	return out
+func (s *Spool) inFlight(e entry) bool {
+	return s.flight.first != 0 && e.ord == s.flightOrd && s.flight.first <= e.chunk.Seq && e.chunk.Seq <= s.flight.last
 }
 
-// Resend takes gaps that are on their way for lost.
-func (s *Spool) Resend() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i := range s.holes {
-		s.holes[i].inFlight = false
-	}
-}
-
-// Committed frees gaps that the NVR has in its database. The holes stay known
-// as long as their epoch is, because a lane still has to explain them.
-func (s *Spool) Committed(ids []vms.GapID) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i := range s.holes {
-		if h := &s.holes[i]; slices.Contains(ids, h.gap.ID) {
-			h.inFlight = false
-			h.committed = h.asked == h.version
-		}
-	}
-	s.tidy()
-}
-
-// tidy forgets committed holes that lie before everything held, but for the
-// last one of each epoch: a cursor may stand before it.
+// tidy forgets what nobody needs any more: epochs that are over and of which
+// nothing is held, with their ends and holes, and inits of RAM that no chunk names.
 func (s *Spool) tidy() {
-	if len(s.holes) < 256 {
-		return
-	}
-	newest := make(map[int]uint64) // the last chunk of the last hole of each epoch
-	for _, h := range s.holes {
-		newest[h.ord] = max(newest[h.ord], h.last)
-	}
-	s.holes = slices.DeleteFunc(s.holes, func(h hole) bool {
-		if !h.committed || h.ord >= 0 && h.last == newest[h.ord] {
+	newest := s.newest().ord
+	s.ends = slices.DeleteFunc(s.ends, func(e end) bool {
+		if e.ord != newest && !s.holdsEpoch(e.ord) {
+			return true
+		}
+		_, held := s.heldAt(e.ord, e.seq)
+		return !held && e.said && e.key.before(s.last)
+	})
+	s.epochs = slices.DeleteFunc(s.epochs, func(e epochState) bool {
+		if e.ord == newest || s.holdsEpoch(e.ord) {
 			return false
 		}
-		return h.ord < 0 || len(s.entries) == 0 || h.ord < s.entries[0].ord ||
-			h.ord == s.entries[0].ord && h.last+1 < s.entries[0].seq
+		s.forgetEpoch(e.epoch)
+		return true
 	})
-}
-
-func (s *Spool) holdsEpoch(ord int) bool {
-	return slices.ContainsFunc(s.entries, func(e entry) bool { return e.ord == ord })
+	for _, e := range s.epochs {
+		if len(e.inits) < 2 {
+			continue
+		}
+		// Inits are named in the order of their ids: the first chunk has the least.
+		least := uint32(0)
+		if i := s.ram(key{ord: e.ord}); i < len(s.entries) && s.entries[i].ord == e.ord {
+			least = s.entries[i].chunk.Init
+		} else if e.ord == newest {
+			for id := range e.inits { // the next chunk names the newest
+				least = max(least, id)
+			}
+		} else {
+			least = math.MaxUint32
+		}
+		for id := range e.inits {
+			if id < least {
+				delete(e.inits, id)
+			}
+		}
+	}
+	s.tidyHoles()
 }
 
 // Epochs lists the epochs of which chunks are held, oldest first, and the
@@ -394,67 +330,11 @@ func (s *Spool) holdsEpoch(ord int) bool {
 func (s *Spool) Epochs() []vms.Epoch {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var out []vms.Epoch
-	for i := range s.epochs {
-		if i == len(s.epochs)-1 || s.holdsEpoch(i) {
-			out = append(out, s.epochs[i].epoch)
+	out := make([]vms.Epoch, 0, len(s.epochs))
+	for i, e := range s.epochs {
+		if i == len(s.epochs)-1 || s.holdsEpoch(e.ord) {
+			out = append(out, e.epoch)
 		}
 	}
 	return out
-}
-
-// Holding lists what is held as unbroken runs with the time they cover.
-func (s *Spool) Holding() []wire.HeldRange {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var out []wire.HeldRange
-	for i, e := range s.entries {
-		if e.chunk == nil {
-			continue
-		}
-		c := e.chunk
-		if n := len(out); n > 0 && i > 0 && out[n-1].Chunks.Epoch == c.Epoch && out[n-1].Chunks.Last+1 == c.Seq && out[n-1].End.Equal(c.Start) {
-			out[n-1].Chunks.Last, out[n-1].End = c.Seq, c.End
-			out[n-1].Bytes += int64(len(c.Payload))
-			continue
-		}
-		if len(out) == wire.MaxRanges {
-			break
-		}
-		out = append(out, wire.HeldRange{
-			Chunks: vms.ChunkRange{Epoch: c.Epoch, First: c.Seq, Last: c.Seq},
-			Start:  c.Start, End: c.End, Bytes: int64(len(c.Payload)),
-		})
-	}
-	return out
-}
-
-// Stats is what the spool holds.
-type Stats struct {
-	Bytes  int64
-	Chunks int
-	// DurableUntil is the end of the newest chunk known to be in S3.
-	DurableUntil time.Time
-	// Dropped counts chunks that were dropped and declared.
-	Dropped uint64
-}
-
-// Stats returns what the spool holds.
-func (s *Spool) Stats() Stats {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	st := Stats{Bytes: s.bytes, DurableUntil: s.durable, Dropped: s.lost}
-	for _, e := range s.entries {
-		if e.chunk != nil {
-			st.Chunks++
-		}
-	}
-	return st
-}
-
-// Changed returns a channel that is closed at the next change.
-func (s *Spool) Changed() <-chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.changed
 }

@@ -35,20 +35,67 @@ func rangeOf(first, last uint64) vms.ChunkRange {
 	return vms.ChunkRange{Epoch: epoch, First: first, Last: last}
 }
 
+// store opens a store that is closed with the test.
+func store(t testing.TB, cfg Config) *Store {
+	st, err := Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := st.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return st
+}
+
+func ram(t testing.TB, bytes int64) *Spool { return store(t, Config{RAM: bytes}).Spool("ch_1") }
+
+// whole is a cursor of backfill when live has nothing.
+func whole(s *Spool, have []vms.ChunkRange) *Cursor {
+	s.mu.Lock()
+	s.bounded = false
+	s.mu.Unlock()
+	return s.Backfill("w1", have, false)
+}
+
+// pull returns what a cursor hands out next, false when it would wait, and io.EOF.
+func pull(c *Cursor) (wire.Outgoing, bool, error) {
+	for tries := readTries; ; {
+		st := c.step()
+		if st.read.at == nil {
+			return st.out, st.out != (wire.Outgoing{}), st.err
+		}
+		if chunk, _ := c.read(st.read, tries); chunk != nil {
+			return wire.Outgoing{Chunk: chunk}, true, nil
+		}
+	}
+}
+
 // walk lists what a cursor hands out until it would wait.
 func walk(c *Cursor) string {
 	var out []string
 	for {
-		item, _ := c.try()
+		item, ok, err := pull(c)
 		switch {
+		case err != nil:
+			return strings.Join(append(out, err.Error()), ", ")
+		case !ok:
+			return strings.Join(out, ", ")
 		case item.Chunk != nil:
-			out = append(out, fmt.Sprint(item.Chunk.Seq))
+			word := fmt.Sprint(item.Chunk.Seq)
+			if item.Chunk.Flags.Has(vms.FlagPreview) {
+				word = "p" + word
+			}
+			out = append(out, word)
 		case item.Gap != nil:
 			out = append(out, fmt.Sprintf("%s %d-%d", item.Gap.Cause, item.Gap.Chunks.First, item.Gap.Chunks.Last))
 		case item.End != nil:
-			out = append(out, fmt.Sprintf("end %d", item.End.Seq))
-		default:
-			return strings.Join(out, ", ")
+			word := fmt.Sprintf("end %d", item.End.Seq)
+			if item.End.Cause == "moved" {
+				word = fmt.Sprintf("moved %d", item.End.Seq)
+			}
+			out = append(out, word)
 		}
 	}
 }
@@ -62,9 +109,9 @@ func gaps(s *Spool) string {
 }
 
 func TestFullBudgetDropsWholeGOPsOldestFirst(t *testing.T) {
-	s := NewBudget(8_000).NewSpool()
+	s := ram(t, 8_000)
 	put(s, 1, "k..k..k..")
-	if got, want := walk(s.NewCursor(nil)), "4, 5, 6, 7, 8, 9"; got != want {
+	if got, want := walk(whole(s, nil)), "buffer_full 1-3, 4, 5, 6, 7, 8, 9"; got != want {
 		t.Errorf("held: %s, want %s", got, want)
 	}
 	if got, want := gaps(s), "buffer_full 1-3"; got != want {
@@ -74,7 +121,7 @@ func TestFullBudgetDropsWholeGOPsOldestFirst(t *testing.T) {
 	if got, want := gaps(s), "buffer_full 4-6"; got != want {
 		t.Errorf("gaps: %s, want %s: a gap that was handed out does not grow", got, want)
 	}
-	if st := s.Stats(); st.Dropped != 6 || st.Chunks != 6 || st.Bytes != 6_000 {
+	if st := s.Stats(); st.Dropped != 6 || st.Chunks != 6 || st.RAM != 6_000 {
 		t.Errorf("stats %+v", st)
 	}
 }
@@ -82,14 +129,14 @@ func TestFullBudgetDropsWholeGOPsOldestFirst(t *testing.T) {
 // TestStarvingWaitsForAKeyframe: a GOP larger than the budget is dropped to its
 // end, because its rest could not be decoded.
 func TestStarvingWaitsForAKeyframe(t *testing.T) {
-	b := NewBudget(3_500)
-	s := b.NewSpool()
+	b := store(t, Config{RAM: 3_500})
+	s := b.Spool("ch_1")
 	put(s, 1, "k......")
-	if st := s.Stats(); st.Chunks != 0 || b.Used() != 0 {
-		t.Errorf("%d chunks and %d bytes held of a GOP whose keyframe is gone", st.Chunks, b.Used())
+	if st := s.Stats(); st.Chunks != 0 || b.used.Load() != 0 {
+		t.Errorf("%d chunks and %d bytes held of a GOP whose keyframe is gone", st.Chunks, b.used.Load())
 	}
 	put(s, 8, "k.")
-	if got, want := walk(s.NewCursor([]vms.ChunkRange{rangeOf(1, 2)})), "buffer_full 3-7, 8, 9"; got != want {
+	if got, want := walk(whole(s, []vms.ChunkRange{rangeOf(1, 2)})), "buffer_full 3-7, 8, 9"; got != want {
 		t.Errorf("handed out %s, want %s", got, want)
 	}
 	if got, want := gaps(s), "buffer_full 1-7"; got != want {
@@ -100,12 +147,12 @@ func TestStarvingWaitsForAKeyframe(t *testing.T) {
 // TestRefusedChunkTakesItsGOPWithIt: also what of it is still to come, and
 // under the right cause.
 func TestRefusedChunkTakesItsGOPWithIt(t *testing.T) {
-	s := NewBudget(1 << 20).NewSpool()
+	s := ram(t, 1<<20)
 	put(s, 1, "k..k..k.")
 	s.Skip(epoch, 5)
 	s.Skip(epoch, 8)
 	put(s, 9, ".k.")
-	if got, want := walk(s.NewCursor([]vms.ChunkRange{rangeOf(1, 1)})), "2, 3, rejected 4-9, 10, 11"; got != want {
+	if got, want := walk(whole(s, []vms.ChunkRange{rangeOf(1, 1)})), "2, 3, rejected 4-9, 10, 11"; got != want {
 		t.Errorf("handed out %s, want %s", got, want)
 	}
 	if got, want := gaps(s), "rejected 4-9"; got != want {
@@ -122,51 +169,51 @@ func TestRefusedChunkTakesItsGOPWithIt(t *testing.T) {
 // the budget took what came next, and a lane that jumped to what is held
 // without a word would be refused for ever.
 func TestCursorExplainsWhatWasDroppedDuringAnOutage(t *testing.T) {
-	s := NewBudget(4_000).NewSpool()
+	s := ram(t, 4_000)
 	put(s, 1, "k..k..k..k..")
 	for _, tt := range []struct {
 		have []vms.ChunkRange
 		want string
 	}{
-		{nil, "10, 11, 12"},
+		{nil, "buffer_full 1-9, 10, 11, 12"},
 		{[]vms.ChunkRange{rangeOf(1, 2)}, "buffer_full 3-9, 10, 11, 12"},
 		{[]vms.ChunkRange{rangeOf(1, 2), rangeOf(4, 5)}, "buffer_full 6-9, 10, 11, 12"},
 		{[]vms.ChunkRange{rangeOf(1, 9)}, "10, 11, 12"},
 		{[]vms.ChunkRange{rangeOf(1, 10)}, "11, 12"},
-		{[]vms.ChunkRange{rangeOf(1, 1), rangeOf(12, 12)}, "buffer_full 2-9, 10, 11, 12"},
+		{[]vms.ChunkRange{rangeOf(1, 1), rangeOf(12, 12)}, "buffer_full 2-9, 10, 11"},
 		{[]vms.ChunkRange{rangeOf(1, 12)}, ""},
-		{[]vms.ChunkRange{{Epoch: 99, First: 1, Last: 3}}, "10, 11, 12"},
+		{[]vms.ChunkRange{{Epoch: 99, First: 1, Last: 3}}, "buffer_full 1-9, 10, 11, 12"},
 	} {
-		if got := walk(s.NewCursor(tt.have)); got != tt.want {
+		if got := walk(whole(s, tt.have)); got != tt.want {
 			t.Errorf("a worker that has %v gets %q, want %q", tt.have, got, tt.want)
 		}
 	}
 }
 
 func TestCursorCallsDurableWhatAnotherWorkerStored(t *testing.T) {
-	s := NewBudget(1 << 20).NewSpool()
+	s := ram(t, 1<<20)
 	put(s, 1, "k.k.k.")
 	s.Durable([]vms.ChunkRange{rangeOf(3, 4)})
-	if got, want := walk(s.NewCursor([]vms.ChunkRange{rangeOf(1, 1)})), "2, durable 3-4, 5, 6"; got != want {
+	if got, want := walk(whole(s, []vms.ChunkRange{rangeOf(1, 1)})), "2, durable 3-4, 5, 6"; got != want {
 		t.Errorf("handed out %s, want %s", got, want)
 	}
 }
 
 func TestEndsComeInTheirPlace(t *testing.T) {
-	s := NewBudget(1 << 20).NewSpool()
+	s := ram(t, 1<<20)
 	put(s, 1, "k.")
 	s.End(epoch, 2, "camera_offline")
 	s.End(epoch, 2, "again")
 	put(s, 3, "k.")
-	if got, want := walk(s.NewCursor(nil)), "1, 2, end 2, 3, 4"; got != want {
+	if got, want := walk(whole(s, nil)), "1, 2, end 2, 3, 4"; got != want {
 		t.Errorf("handed out %s, want %s", got, want)
 	}
-	if got, want := walk(s.NewCursor([]vms.ChunkRange{rangeOf(1, 2)})), "end 2, 3, 4"; got != want {
+	if got, want := walk(whole(s, []vms.ChunkRange{rangeOf(1, 2)})), "end 2, 3, 4"; got != want {
 		t.Errorf("handed out %s, want %s", got, want)
 	}
 	s.Durable([]vms.ChunkRange{rangeOf(1, 4)})
 	s.End(epoch, 4, "stopped")
-	if got, want := walk(s.NewCursor([]vms.ChunkRange{rangeOf(1, 4)})), "end 4"; got != want {
+	if got, want := walk(whole(s, []vms.ChunkRange{rangeOf(1, 4)})), "end 4, EOF"; got != want {
 		t.Errorf("handed out %s, want %s", got, want)
 	}
 }
@@ -174,15 +221,15 @@ func TestEndsComeInTheirPlace(t *testing.T) {
 // TestEndsDoNotStopTheDropping: an end in front holds no bytes; what is behind
 // it has to go.
 func TestEndsDoNotStopTheDropping(t *testing.T) {
-	b := NewBudget(3_000)
-	s := b.NewSpool()
+	b := store(t, Config{RAM: 3_000})
+	s := b.Spool("ch_2")
 	put(s, 1, "k")
 	s.End(epoch, 1, "camera_offline")
 	for i := range uint64(20) {
 		put(s, 2+i, "k")
 		s.End(epoch, 2+i, "camera_offline")
-		if b.Used() > b.Limit() {
-			t.Fatalf("%d bytes held of a budget of %d", b.Used(), b.Limit())
+		if b.used.Load() > b.cfg.RAM {
+			t.Fatalf("%d bytes held of a budget of %d", b.used.Load(), b.cfg.RAM)
 		}
 	}
 }
@@ -190,22 +237,22 @@ func TestEndsDoNotStopTheDropping(t *testing.T) {
 // TestEndBehindAHoleDoesNotHideIt: what was dropped before an end has to be
 // explained like any other hole, or the next chunk is refused for ever.
 func TestEndBehindAHoleDoesNotHideIt(t *testing.T) {
-	s := NewBudget(1 << 20).NewSpool()
+	s := ram(t, 1<<20)
 	put(s, 1, "k.")
 	s.End(epoch, 2, "camera_offline")
 	put(s, 3, "k.")
 	s.End(epoch, 4, "camera_offline")
 	s.Skip(epoch, 4)
 	put(s, 5, "k")
-	if got, want := walk(s.NewCursor([]vms.ChunkRange{rangeOf(1, 1)})), "2, end 2, rejected 3-4, end 4, 5"; got != want {
+	if got, want := walk(whole(s, []vms.ChunkRange{rangeOf(1, 1)})), "2, end 2, rejected 3-4, end 4, 5"; got != want {
 		t.Errorf("handed out %s, want %s", got, want)
 	}
 }
 
 func TestNextWaitsForTheNextChunk(t *testing.T) {
 	vmstest.NoLeaks(t)
-	s := NewBudget(1 << 20).NewSpool()
-	c := s.NewCursor(nil)
+	s := ram(t, 1<<20)
+	c := whole(s, nil)
 	got := make(chan wire.Outgoing)
 	go func() {
 		item, err := c.Next(t.Context())
@@ -226,7 +273,7 @@ func TestNextWaitsForTheNextChunk(t *testing.T) {
 }
 
 func TestDeclaredGapsAreRepeatedUntilCommitted(t *testing.T) {
-	s := NewBudget(1 << 20).NewSpool()
+	s := ram(t, 1<<20)
 	at := time.Unix(1_800_000_000, 0).UTC()
 	g := vms.Gap{ID: "gap_1", Cause: vms.CauseCameraOffline, TimeRange: vms.TimeRange{Start: at, End: at.Add(10 * time.Second)}}
 	s.Declare(g)
@@ -258,7 +305,7 @@ func TestDeclaredGapsAreRepeatedUntilCommitted(t *testing.T) {
 // TestHolesAreForgottenWhenNobodyNeedsThem: an outage of a month must not fill
 // the memory with holes, and the lane still has to explain the last one.
 func TestHolesAreForgottenWhenNobodyNeedsThem(t *testing.T) {
-	s := NewBudget(2_500).NewSpool()
+	s := ram(t, 2_500)
 	for i := range uint64(2_000) {
 		put(s, 2*i+1, "k.")
 		var ids []vms.GapID
@@ -270,13 +317,13 @@ func TestHolesAreForgottenWhenNobodyNeedsThem(t *testing.T) {
 	if n := len(s.holes); n > 300 {
 		t.Errorf("%d holes are remembered", n)
 	}
-	if got, want := walk(s.NewCursor([]vms.ChunkRange{rangeOf(1, 3997)})), "buffer_full 3998-3998, 3999, 4000"; got != want {
+	if got, want := walk(whole(s, []vms.ChunkRange{rangeOf(1, 3997)})), "buffer_full 3998-3998, 3999, 4000"; got != want {
 		t.Errorf("handed out %s, want %s", got, want)
 	}
 }
 
 func TestInitsAreForgottenWithTheirChunks(t *testing.T) {
-	s := NewBudget(1 << 20).NewSpool()
+	s := ram(t, 1<<20)
 	for i := range uint32(100) {
 		s.PutInit(vms.Init{Epoch: epoch, ID: i + 1})
 		s.Append(vms.Chunk{Epoch: epoch, Seq: uint64(i) + 1, Init: i + 1, Flags: vms.FlagKey})
@@ -303,14 +350,14 @@ func TestInitsAreForgottenWithTheirChunks(t *testing.T) {
 }
 
 func TestHoldingIsRunsWithTheirTime(t *testing.T) {
-	s := NewBudget(4 << 20).NewSpool()
+	s := ram(t, 4<<20)
 	put(s, 1, "k.k.k.")
 	s.Durable([]vms.ChunkRange{rangeOf(3, 3)})
 	got := s.Holding()
 	at := func(n int64) time.Time { return time.Unix(1_800_000_000+n, 0).UTC() }
 	want := []wire.HeldRange{
-		{Chunks: rangeOf(1, 2), Start: at(1), End: at(3), Bytes: 2 * 744},
-		{Chunks: rangeOf(4, 6), Start: at(4), End: at(7), Bytes: 3 * 744},
+		{Chunks: rangeOf(1, 2), Start: at(1), End: at(3), Bytes: 2 * 744, Lane: vms.LaneLive},
+		{Chunks: rangeOf(4, 6), Start: at(4), End: at(7), Bytes: 3 * 744, Lane: vms.LaneLive},
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("holding %v, want %v", got, want)
@@ -318,7 +365,7 @@ func TestHoldingIsRunsWithTheirTime(t *testing.T) {
 	if d := s.Stats().DurableUntil; !d.Equal(at(4)) {
 		t.Errorf("durable until %v, want %v", d, at(4))
 	}
-	if n := s.NewCursor([]vms.ChunkRange{rangeOf(1, 4)}).Behind(); n != 2*744 {
+	if n, _ := whole(s, []vms.ChunkRange{rangeOf(1, 4)}).Behind(); n != 2*744 {
 		t.Errorf("%d bytes behind, want %d", n, 2*744)
 	}
 	// More runs than a message may have: the oldest ones.
@@ -334,16 +381,16 @@ func TestHoldingIsRunsWithTheirTime(t *testing.T) {
 // TestTheOneThatHoldsMostGives: a camera with a small picture does not lose it
 // to the one that floods the budget.
 func TestTheOneThatHoldsMostGives(t *testing.T) {
-	b := NewBudget(20_000)
-	small, large := b.NewSpool(), b.NewSpool()
+	b := store(t, Config{RAM: 20_000})
+	small, large := b.Spool("ch_3"), b.Spool("ch_4")
 	put(small, 1, "k..")
 	put(large, 1, strings.Repeat("k..", 20))
 	put(small, 4, "k..")
 	if st := small.Stats(); st.Dropped != 0 {
-		t.Errorf("the stream that holds %d bytes lost %d chunks", st.Bytes, st.Dropped)
+		t.Errorf("the stream that holds %d bytes lost %d chunks", st.RAM, st.Dropped)
 	}
-	if b.Used() > b.Limit() {
-		t.Errorf("%d bytes held of a budget of %d", b.Used(), b.Limit())
+	if b.used.Load() > b.cfg.RAM {
+		t.Errorf("%d bytes held of a budget of %d", b.used.Load(), b.cfg.RAM)
 	}
 }
 
@@ -351,10 +398,10 @@ func TestTheOneThatHoldsMostGives(t *testing.T) {
 // of several streams share a budget.
 func TestAllAtOnce(t *testing.T) {
 	vmstest.NoLeaks(t)
-	b := NewBudget(50_000)
+	b := store(t, Config{RAM: 50_000})
 	var wg sync.WaitGroup
-	for range 3 {
-		s := b.NewSpool()
+	for i := range 3 {
+		s := b.Spool(vms.ChannelID(fmt.Sprint("ch_", i)))
 		ctx, stop := context.WithCancel(t.Context())
 		wg.Go(func() {
 			defer stop()
@@ -365,7 +412,7 @@ func TestAllAtOnce(t *testing.T) {
 			}
 		})
 		wg.Go(func() {
-			c := s.NewCursor(nil)
+			c := whole(s, nil)
 			for {
 				item, err := c.Next(ctx)
 				if err != nil {
@@ -378,7 +425,7 @@ func TestAllAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if b.Used() > b.Limit() {
-		t.Errorf("%d bytes held of a budget of %d", b.Used(), b.Limit())
+	if b.used.Load() > b.cfg.RAM {
+		t.Errorf("%d bytes held of a budget of %d", b.used.Load(), b.cfg.RAM)
 	}
 }

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"errors"
 	"strings"
 	"time"
 
@@ -60,11 +61,76 @@ func (k *sink) Lost(err error) {
 // source is the spool as a lane sees it.
 type source struct{ *spool.Spool }
 
-func (s source) Cursor(have []vms.ChunkRange) uplink.Cursor { return s.NewCursor(have) }
+// Live implements uplink.Source.
+func (s source) Live(worker vms.Instance, have []vms.ChunkRange) uplink.Cursor {
+	return cursor{s.Spool.Live(worker, have)}
+}
+
+// Backfill implements uplink.Source.
+func (s source) Backfill(worker vms.Instance, have []vms.ChunkRange, newestFirst bool) uplink.Cursor {
+	return cursor{s.Spool.Backfill(worker, have, newestFirst)}
+}
+
+type cursor struct{ *spool.Cursor }
+
+// HandOver implements uplink.Cursor.
+func (c cursor) HandOver(worker vms.Instance, have []vms.ChunkRange) uplink.Cursor {
+	return cursor{c.Cursor.HandOver(worker, have)}
+}
+
+// newLane makes the stream's lane of a kind.
+func (s *Stream) newLane(kind vms.Lane) *uplink.Lane {
+	l := &uplink.Lane{
+		Kind: kind, Agent: s.cfg.Agent, Source: source{s.cfg.Spool}, Assigned: s.assigned, Log: s.cfg.Log,
+		NewestFirst: s.cfg.NewestFirst, Governor: s.cfg.Governor, Pressure: s.cfg.Pressure,
+		WantWorker: func(m wire.WantWorker) { s.send(&m) },
+		OnReceived: func(end time.Time) {
+			s.stateMu.Lock()
+			defer s.stateMu.Unlock()
+			if end.After(s.received) {
+				s.received = end
+			}
+		},
+		OnState:   func(error) {},
+		OnWatched: func(bool) {},
+	}
+	// A stream is as well as its live lane; what is only delivered, as its backfill.
+	if kind == vms.LaneLive || s.cfg.Deliver {
+		l.OnState = func(err error) {
+			s.change(func() {
+				s.laneUp, s.laneErr = err == nil, err
+				if errors.Is(err, uplink.ErrIdle) {
+					s.laneErr = nil
+				}
+			})
+		}
+	}
+	if kind == vms.LaneLive {
+		l.OnWatched = func(on bool) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.mux.SetWatched(on)
+		}
+	}
+	return l
+}
 
 // hello begins a session.
 func (s *Stream) hello() *wire.SessionHello {
-	return &wire.SessionHello{Agent: s.cfg.Agent, Boot: s.cfg.Boot, Epoch: s.Epoch(), Holding: s.cfg.Spool.Holding()}
+	return &wire.SessionHello{
+		Agent: s.cfg.Agent, Boot: s.cfg.Boot, Epoch: s.Epoch(), Holding: s.cfg.Spool.Holding(), Worker: s.pushing(),
+	}
+}
+
+// pushing names the worker instance that takes the stream now: live's, where
+// that lane is up. Empty: none.
+func (s *Stream) pushing() vms.Instance {
+	for _, l := range s.lanes {
+		if w := l.Pushing(); w != "" {
+			return w
+		}
+	}
+	return ""
 }
 
 // sessionState is told when the session comes and goes.
@@ -86,7 +152,8 @@ func (s *Stream) message(m wire.SessionMessage) {
 	case *wire.Assign:
 		s.cfg.Log.Info("worker assigned", "worker", m.Worker, "generation", m.Generation, "why", m.Why)
 		s.mu.Lock()
-		s.mux.SetOptions(time.Duration(m.Segment.RecordingMS)*time.Millisecond, time.Duration(m.Segment.ChunkMS)*time.Millisecond)
+		recording := time.Duration(m.Segment.RecordingMS) * time.Millisecond
+		s.mux.SetOptions(recording, s.phase(recording), time.Duration(m.Segment.ChunkMS)*time.Millisecond)
 		s.mu.Unlock()
 		s.cfg.Spool.Durable(m.Durable)
 		s.assigned.Put(m)
@@ -94,6 +161,10 @@ func (s *Stream) message(m wire.SessionMessage) {
 		s.cfg.Spool.Durable(m.Ranges)
 	case *wire.Committed:
 		s.cfg.Spool.Committed(m.IDs)
+		select {
+		case s.committed <- struct{}{}:
+		default: // it is being looked at
+		}
 		s.sendGaps()
 	case *wire.TimeAnswer:
 		s.learnTime(m)
@@ -152,22 +223,35 @@ func (s *Stream) set(f func() Status) {
 	s.cfg.OnState(st)
 }
 
-// derive makes one state of three. stateMu is held.
+// derive makes one state of camera, lane and session. stateMu is held.
 func (s *Stream) derive() Status {
+	st := Status{State: s.camState.State, Problem: s.camState.Problem}
 	switch {
-	case s.camState.State == "":
+	case s.delivering:
+		// What is held waits for whoever cannot be reached.
+		return Status{State: wire.StateStopped, Problem: s.cut()}
+	case st.State == "":
+		st.State = wire.StateStarting
 		if s.sessErr != nil {
-			return Status{State: wire.StateStarting, Problem: "The NVR cannot be reached: " + s.sessErr.Error()}
+			st.Problem = "The NVR cannot be reached: " + s.sessErr.Error()
 		}
-		return Status{State: wire.StateStarting}
-	case s.camState.State != wire.StateStreaming:
-		return Status{State: s.camState.State, Problem: s.camState.Problem}
+	case st.State != wire.StateStreaming:
 	case s.laneUp:
 		return Status{State: wire.StateStreaming}
-	case s.laneErr != nil:
-		return Status{State: wire.StateBuffering, Problem: "The worker cannot be reached; the hub keeps the footage: " + s.laneErr.Error()}
-	case s.sessErr != nil:
-		return Status{State: wire.StateBuffering, Problem: "The NVR cannot be reached; the hub keeps the footage: " + s.sessErr.Error()}
+	default:
+		return Status{State: wire.StateBuffering, Problem: s.cut()}
 	}
-	return Status{State: wire.StateBuffering}
+	return st
+}
+
+// cut says which line is down, if one is. stateMu is held.
+func (s *Stream) cut() string {
+	switch {
+	case s.laneUp:
+	case s.laneErr != nil:
+		return "The worker cannot be reached; the hub keeps the footage: " + s.laneErr.Error()
+	case s.sessErr != nil:
+		return "The NVR cannot be reached; the hub keeps the footage: " + s.sessErr.Error()
+	}
+	return ""
 }

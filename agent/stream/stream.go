@@ -1,5 +1,5 @@
 // Package stream is one running stream: it owns the camera, the muxer, the
-// lane to the worker and the session with the NVR, and all their goroutines.
+// lanes to the worker and the session with the NVR, and all their goroutines.
 package stream
 
 import (
@@ -36,27 +36,38 @@ const (
 	startUp = 2 * time.Second
 )
 
-// Config is what a stream needs; all fields but Known and Remember must be set.
+// Config is what a stream needs; all fields but Token, Known, Remember, After
+// and Pressure must be set.
 type Config struct {
 	ID      vms.StreamID
 	Channel vms.ChannelID
 	SID     vms.SID
 	Token   string // may be empty when the sid is the hub's already
 	NVRURL  string
+	// Deliver: there is no camera. The stream brings what the spool holds, and ends.
+	Deliver bool
 	Camera  vms.Camera
 	// Known and Remember are camera.Source's.
 	Known    string
 	Remember func(string)
 
-	Spool      *spool.Spool
+	Spool *spool.Spool
+	// After is closed when the stream that had the spool before has left it: it
+	// is captured at once, sent after that.
+	After      <-chan struct{}
 	Clock      *hubclock.Clock
 	Credential uplink.Credential
 	Agent      string // name and version
 	Boot       string
-	Phase      time.Duration
-	// Drain is how long a stopped stream goes on sending what it holds.
-	Drain time.Duration
-	Log   *slog.Logger
+	// Phase is where recordings begin, as a share of their length.
+	Phase float64
+	// Governor paces the lanes of all streams of the hub.
+	Governor *uplink.Governor
+	// NewestFirst is the order in which the backlog is brought.
+	NewestFirst bool
+	// Pressure is how full the hub's RAM is, and whether workers should know.
+	Pressure func() (wire.Pressure, bool)
+	Log      *slog.Logger
 	// OnState is told of every change.
 	OnState func(Status)
 }
@@ -72,29 +83,38 @@ type Stream struct {
 	cfg      Config
 	assigned *uplink.Assigned
 	session  *uplink.Session
-	lane     *uplink.Lane
+	lanes    []*uplink.Lane
 	source   *camera.Source
+
+	stop    context.CancelFunc // ends the camera
+	stopped context.Context    // ends when Stop was called
+	camDone chan struct{}      // closed when the camera is released
 
 	mu      sync.Mutex // guards the muxer and what follows
 	mux     *mux.Mux
-	epoch   vms.Epoch
+	epoch   vms.Epoch // zero while nothing is captured
 	lastSeq uint64
-	lastEnd time.Time // UTC of the end of the newest chunk, or the start of the stream
-	lastAt  time.Time // when it came, on the system's clock,
-	lastUTC time.Time // and what that was in UTC then: the hub's clock may be set later
-	away    *vms.Gap  // the camera's absence, while it lasts
-	ended   bool      // the end after lastSeq was said
+	lastEnd time.Time     // UTC of the end of the newest chunk, or the start of the stream
+	lastAt  time.Time     // when it came, on the system's clock,
+	lastUTC time.Time     // and what that was in UTC then: the hub's clock may be set later
+	away    *vms.Gap      // the camera's absence, while it lasts
+	absent  time.Duration // all absences that are over
+	ended   bool          // the end after lastSeq was said
+	over    bool          // no camera is pulled (any more)
 
-	first chan struct{} // the first chunk is there
+	first     chan struct{} // the first chunk is there
+	committed chan struct{} // the NVR has committed gaps
 
-	tellMu   sync.Mutex // taken before stateMu; orders what is told of the state
-	stateMu  sync.Mutex
-	camState camera.State
-	laneErr  error
-	laneUp   bool
-	sessErr  error
-	sessUp   bool
-	status   Status
+	tellMu     sync.Mutex // taken before stateMu; orders what is told of the state
+	stateMu    sync.Mutex
+	camState   camera.State
+	delivering bool // the camera is released; what is held is brought
+	laneErr    error
+	laneUp     bool
+	sessErr    error
+	sessUp     bool
+	status     Status
+	received   time.Time // end of the newest chunk that a worker has
 
 	asked map[int64]time.Time // time queries under way, under stateMu
 }
@@ -102,12 +122,20 @@ type Stream struct {
 // New returns a stream that has not begun.
 func New(cfg Config) *Stream {
 	s := &Stream{
-		cfg: cfg, epoch: vms.NewEpoch(), assigned: uplink.NewAssigned(),
-		first:  make(chan struct{}, 1),
+		cfg: cfg, assigned: uplink.NewAssigned(),
+		camDone: make(chan struct{}), first: make(chan struct{}, 1), committed: make(chan struct{}, 1),
 		status: Status{State: wire.StateStarting}, asked: make(map[int64]time.Time),
 	}
+	s.stopped, s.stop = context.WithCancel(context.Background())
+	if cfg.Deliver {
+		s.stop()
+		s.over, s.delivering, s.status.State = true, true, wire.StateStopped
+		close(s.camDone)
+	} else {
+		s.epoch = vms.NewEpoch()
+	}
 	s.mux = mux.New(mux.Config{
-		Epoch: s.epoch, NewEpoch: vms.NewEpoch, Phase: cfg.Phase,
+		Epoch: s.epoch, NewEpoch: vms.NewEpoch, Phase: s.phase(mux.DefaultRecording),
 		OnInit: cfg.Spool.PutInit, OnChunk: s.chunk,
 	})
 	s.source = &camera.Source{
@@ -118,17 +146,17 @@ func New(cfg Config) *Stream {
 		URL: cfg.NVRURL, SID: cfg.SID, Token: cfg.Token, Credential: cfg.Credential, Log: cfg.Log,
 		Hello: s.hello, OnMessage: s.message, OnState: s.sessionState,
 	}
-	s.lane = &uplink.Lane{
-		Kind: vms.LaneLive, Agent: cfg.Agent, Source: source{cfg.Spool}, Assigned: s.assigned, Log: cfg.Log,
-		WantWorker: func(m wire.WantWorker) { s.send(&m) },
-		OnState:    func(err error) { s.change(func() { s.laneUp, s.laneErr = err == nil, err }) },
-		OnWatched: func(on bool) {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			s.mux.SetWatched(on)
-		},
+	// What the hub only brings is no live picture.
+	if !cfg.Deliver {
+		s.lanes = append(s.lanes, s.newLane(vms.LaneLive))
 	}
+	s.lanes = append(s.lanes, s.newLane(vms.LaneBackfill))
 	return s
+}
+
+// phase is where recordings of a length begin.
+func (s *Stream) phase(recording time.Duration) time.Duration {
+	return time.Duration(s.cfg.Phase * float64(recording))
 }
 
 // Status returns how the stream is.
@@ -176,6 +204,38 @@ func (s *Stream) Captured() time.Time {
 	return s.lastEnd
 }
 
+// Received returns the UTC up to which workers have chunks.
+func (s *Stream) Received() time.Time {
+	s.stateMu.Lock()
+	defer s.stateMu.Unlock()
+	return s.received
+}
+
+// Delivering reports whether the camera is released.
+func (s *Stream) Delivering() bool {
+	s.stateMu.Lock()
+	defer s.stateMu.Unlock()
+	return s.delivering
+}
+
+// Absent returns for how long, in all, the camera brought nothing.
+func (s *Stream) Absent() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.absent
+	if s.away != nil {
+		d += s.away.Duration()
+	}
+	return d
+}
+
+// LaneUp reports whether a worker takes what the stream sends.
+func (s *Stream) LaneUp() bool {
+	s.stateMu.Lock()
+	defer s.stateMu.Unlock()
+	return s.laneUp
+}
+
 // Camera returns the camera's counters; Mux the muxer's.
 func (s *Stream) Camera() camera.Stats { return s.source.Stats() }
 
@@ -186,34 +246,37 @@ func (s *Stream) Mux() mux.Stats {
 	return s.mux.Stats()
 }
 
-// Run runs the stream until ctx ends, then sends what is held, for as long as
-// Config.Drain, and returns nil. An error means that going on is of no use:
-// the NVR refuses the session, or the camera's address is none.
+// Stop releases the camera. Run goes on until what is held was brought.
+func (s *Stream) Stop() { s.stop() }
+
+// Released is closed when nothing is pulled from the camera any more and the
+// last of it is in the spool.
+func (s *Stream) Released() <-chan struct{} { return s.camDone }
+
+// Run runs the stream until Stop, then until all that is held is durable and
+// all gaps are committed, and returns nil; so it does when ctx ends, at once.
+// What is held then stays in the spool. An error means that going on is of no
+// use: the NVR or the worker refuses the session, or the camera's address is none.
 func (s *Stream) Run(ctx context.Context) error {
 	s.mu.Lock()
 	s.capturedUntil(s.cfg.Clock.Now())
 	s.mu.Unlock()
-	// The camera stops first; the rest goes on until all is sent.
 	rest, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	cam, stopCam := context.WithCancel(ctx)
-	defer stopCam()
+	defer s.stop()
 	g, gctx := errgroup.WithContext(rest)
-	g.Go(func() error { return s.session.Run(gctx) })
-	g.Go(func() error { return s.lane.Run(gctx) })
+	g.Go(func() error { return s.afterwards(gctx, s.session.Run) })
+	for _, l := range s.lanes {
+		g.Go(func() error { return s.afterwards(gctx, l.Run) })
+	}
 	g.Go(func() error { return s.report(gctx) })
 	g.Go(func() error { return s.ticks(gctx) })
 	g.Go(func() error {
 		defer stop()
-		err := s.source.Run(either(cam, gctx))
-		if err != nil {
-			return fmt.Errorf("camera: %w", err)
+		if err := s.pull(either(ctx, gctx)); err != nil {
+			return err
 		}
-		s.endAll("stopped")
-		s.drain(gctx)
-		if gctx.Err() == nil { // the session is still there to say so
-			s.set(func() Status { return Status{State: wire.StateStopped} })
-		}
+		s.delivered(either(ctx, gctx))
 		return nil
 	})
 	err := g.Wait()
@@ -230,6 +293,38 @@ func (s *Stream) Run(ctx context.Context) error {
 		return Status{State: wire.StateRefused, Problem: err.Error()}
 	})
 	return err
+}
+
+// afterwards runs what uses the spool's cursors and the channel's session, when
+// the stream before this one has left them.
+func (s *Stream) afterwards(ctx context.Context, run func(context.Context) error) error {
+	if s.cfg.After != nil {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.cfg.After:
+		}
+	}
+	return run(ctx)
+}
+
+// pull runs the camera until Stop or until ctx ends, and says that it ended.
+func (s *Stream) pull(ctx context.Context) error {
+	if s.cfg.Deliver {
+		return nil
+	}
+	defer close(s.camDone)
+	err := s.source.Run(either(s.stopped, ctx))
+	s.endAll("stopped")
+	s.leave()
+	if s.stopped.Err() != nil { // else another stream goes on in its place
+		s.change(func() { s.delivering = true })
+	}
+	s.sendGaps()
+	if err != nil {
+		return fmt.Errorf("camera: %w", err)
+	}
+	return nil
 }
 
 // sentence says to people why the NVR refused, and what to do.
@@ -251,21 +346,19 @@ func either(a, b context.Context) context.Context {
 	return ctx
 }
 
-// drain waits until nothing is held, at most Config.Drain.
-func (s *Stream) drain(ctx context.Context) {
-	limit := time.NewTimer(s.cfg.Drain)
-	defer limit.Stop()
+// delivered waits until nothing is held and no gap waits for the NVR, or until
+// ctx ends.
+func (s *Stream) delivered(ctx context.Context) {
 	for {
 		changed := s.cfg.Spool.Changed()
-		if s.cfg.Spool.Stats().Chunks == 0 {
+		if st := s.cfg.Spool.Stats(); st.Chunks == 0 && st.Gaps == 0 {
 			return
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-limit.C:
-			return
 		case <-changed:
+		case <-s.committed:
 		}
 	}
 }
@@ -307,7 +400,7 @@ func (s *Stream) report(ctx context.Context) error {
 		s.growAbsence()
 		s.sendGaps()
 		st := s.cfg.Spool.Stats()
-		s.send(&wire.Holding{Ranges: s.cfg.Spool.Holding(), RAM: st.Bytes})
+		s.send(&wire.Holding{Ranges: s.cfg.Spool.Holding(), RAM: st.RAM, Flash: st.Flash})
 	}
 }
 
@@ -366,9 +459,33 @@ func (s *Stream) capturedUntil(end time.Time) {
 func (s *Stream) growAbsence() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.over {
+		return
+	}
+	s.grow(offlineGap)
+}
+
+// leave ends the absence of a camera that is not waited for any longer.
+func (s *Stream) leave() {
+	s.stateMu.Lock()
+	here := s.camState.State == wire.StateStreaming
+	s.stateMu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	least := startUp
+	if here { // the rest of a picture is no absence
+		least = offlineGap
+	}
+	s.grow(least)
+	s.over = true
+}
+
+// grow declares the camera's absence if it is as long as least, or was declared
+// before. s.mu is held.
+func (s *Stream) grow(least time.Duration) {
 	now := s.cfg.Clock.Now()
 	since := s.absentSince()
-	if now.Sub(since) < offlineGap {
+	if now.Sub(since) < least {
 		return
 	}
 	if s.away == nil {
@@ -392,6 +509,7 @@ func (s *Stream) explainAbsence(start time.Time) {
 	}
 	g.Start, g.End = since, start
 	if g.End.After(g.Start) {
+		s.absent += g.Duration()
 		s.cfg.Spool.Declare(*g)
 	}
 }

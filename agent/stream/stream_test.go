@@ -16,7 +16,16 @@ import (
 )
 
 func newStream(t *testing.T) (*Stream, *spool.Spool) {
-	sp := spool.NewBudget(1 << 20).NewSpool()
+	store, err := spool.Open(spool.Config{RAM: 1 << 20, Log: vmstest.Log(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	sp := store.Spool("ch_1")
 	s := New(Config{
 		ID: "str_1", Channel: "ch_1", SID: "sid_1", NVRURL: "ws://nvr.test/", Spool: sp, Clock: hubclock.New(time.Now()),
 		Log: vmstest.Log(t), OnState: func(Status) {},
@@ -104,6 +113,65 @@ func TestSettingTheClockIsNoAbsence(t *testing.T) {
 	}
 }
 
+// TestLeavingAnAbsentCamera: its absence ends when nobody waits for it any
+// longer, and is declared however short it was.
+func TestLeavingAnAbsentCamera(t *testing.T) {
+	for state, gaps := range map[string]int{wire.StateStreaming: 0, wire.StateNoCamera: 1} {
+		synctest.Test(t, func(t *testing.T) {
+			s, sp := newStream(t)
+			give(s, s.epoch, 1)
+			s.camState.State = state
+			time.Sleep(5 * time.Second)
+			s.leave()
+			time.Sleep(time.Minute)
+			s.growAbsence()
+			g := sp.Gaps(10)
+			if len(g) != gaps || gaps == 1 && g[0].Duration() != 5*time.Second {
+				t.Errorf("%s: gaps %v, want %d of 5 s", state, g, gaps)
+			}
+			if want := time.Duration(gaps) * 5 * time.Second; s.Absent() != want {
+				t.Errorf("%s: absent for %v, want %v", state, s.Absent(), want)
+			}
+		})
+	}
+}
+
+// TestDeliveryOfNothingEnds, without a camera and without the NVR; and with a
+// gap it waits until that is committed.
+func TestDeliveryOfNothingEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, sp := newStream(t)
+		deliver := func() *Stream {
+			return New(Config{
+				ID: "str_2", Channel: "ch_1", SID: "sid_1", NVRURL: "no URL", Deliver: true, Spool: sp,
+				Clock: hubclock.New(time.Now()), Log: vmstest.Log(t), OnState: func(Status) {},
+			})
+		}
+		if err := deliver().Run(t.Context()); err != nil {
+			t.Errorf("Run = %v", err)
+		}
+		now := time.Now()
+		sp.Declare(vms.Gap{ID: "gap_1", Cause: vms.CauseCameraOffline, TimeRange: vms.TimeRange{Start: now.Add(-time.Minute), End: now}})
+		s := deliver()
+		done := make(chan error, 1)
+		go func() { done <- s.Run(t.Context()) }()
+		time.Sleep(time.Minute)
+		select {
+		case err := <-done:
+			t.Fatalf("Run = %v with a gap that nobody committed", err)
+		default:
+		}
+		if st := s.Status(); st.State != wire.StateStopped || !s.Delivering() {
+			t.Errorf("status %+v", st)
+		}
+		sp.Gaps(10)
+		s.message(&wire.Committed{IDs: []vms.GapID{"gap_1"}})
+		if err := <-done; err != nil {
+			t.Errorf("Run = %v", err)
+		}
+	})
+}
+
 func TestANewEpochEndsTheOldOne(t *testing.T) {
 	s, sp := newStream(t)
 	old := s.Epoch()
@@ -112,7 +180,7 @@ func TestANewEpochEndsTheOldOne(t *testing.T) {
 	if s.Epoch() != 7 || s.hello().Epoch != 7 {
 		t.Errorf("epoch %s, want the new one", s.Epoch())
 	}
-	cur := sp.NewCursor(nil)
+	cur := sp.Live("", nil)
 	for _, want := range []string{"chunk", "end", "chunk"} {
 		item, err := cur.Next(t.Context())
 		if err != nil {
@@ -143,6 +211,9 @@ func TestStateIsMadeOfThree(t *testing.T) {
 		{func() { s.laneUp = true }, wire.StateStreaming, ""},
 		{func() { s.laneUp, s.laneErr = false, boom }, wire.StateBuffering, "The worker cannot be reached; the hub keeps the footage: boom"},
 		{camState(wire.StateAuthFailed), wire.StateAuthFailed, "p"},
+		{func() { s.delivering = true }, wire.StateStopped, "The worker cannot be reached; the hub keeps the footage: boom"},
+		{func() { s.laneUp = true }, wire.StateStopped, ""},
+		{func() { s.delivering = false }, wire.StateAuthFailed, "p"},
 	} {
 		s.change(step.f)
 		if st := s.Status(); st.State != step.state || st.Problem != step.problem {

@@ -1,19 +1,26 @@
-// Package uplink is the agent's side of the two connections: the session with
-// the NVR, and a lane to a worker. Both keep themselves up, with jittered
-// backoff, until they are told to stop or told that coming back is of no use.
+// Package uplink is the agent's side of the two protocols: the session with the
+// NVR, and the lanes to a worker. Both keep themselves up, with jittered
+// backoff, until they are told to stop or told that coming back is of no use. A
+// Governor shares a hub's uplink out among its lanes, live first.
 package uplink
 
 import (
 	"context"
 	"crypto/ed25519"
+	"crypto/tls"
+	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
+	"syscall"
 	"time"
 
 	"github.com/coder/websocket"
 
 	"github.com/zipato/vms/pkg/problem"
+	"github.com/zipato/vms/pkg/retry"
 	"github.com/zipato/vms/pkg/vms"
 	"github.com/zipato/vms/pkg/wire"
 )
@@ -27,6 +34,10 @@ const (
 	// writeTimeout bounds a control message. Chunks have no deadline of their
 	// own: on a slow uplink one may take minutes while acknowledgements come in.
 	writeTimeout = 15 * time.Second
+	// connectTimeout bounds the first step, name and TCP: while the link is down
+	// packets vanish, and one that was sent then must not be waited for when it is
+	// back.
+	connectTimeout = 3 * time.Second
 	// lastWord is how long a connection that can no longer be written to is still
 	// read: the other side may have said why it closes.
 	lastWord = 2 * time.Second
@@ -38,16 +49,52 @@ type Credential struct {
 	Key ed25519.PrivateKey
 }
 
+// errLink: the other side was not reached at all.
+type errLink struct{ error }
+
+func (e errLink) Unwrap() error { return e.error }
+
+// linkDown reports whether err means that nobody was reached, or that a
+// connection that had held for so long broke without a word: most often it is the
+// household's own uplink that is down then, and to try again costs the cloud
+// little. One that breaks right away rather means a server in trouble.
+func linkDown(err error, held time.Duration) bool {
+	var link errLink
+	var closed *CloseError
+	var refused Refused
+	return errors.As(err, &link) || held >= time.Second && !errors.As(err, &closed) && !errors.As(err, &refused) && websocket.CloseStatus(err) == -1
+}
+
+// linkPace spaces the tries while the link is down: the live picture has to be
+// back within 2 s of the link. Servers that are there and say no, or close, are
+// given the longer waits of the callers.
+func linkPace() retry.Backoff {
+	return retry.Backoff{Min: 200 * time.Millisecond, Max: 2 * time.Second, Steady: steady}
+}
+
+// httpClient makes the connections.
+var httpClient = &http.Client{Transport: &http.Transport{
+	Proxy:       http.ProxyFromEnvironment,
+	DialContext: (&net.Dialer{Timeout: connectTimeout, KeepAlive: 15 * time.Second}).DialContext,
+}}
+
 // dial opens a WebSocket. A refusal before the upgrade is a *problem.Problem.
 func dial(ctx context.Context, client *http.Client, u, protocol string, h http.Header) (*websocket.Conn, *http.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
+	if client == nil {
+		client = httpClient
+	}
 	c, resp, err := websocket.Dial(ctx, u, &websocket.DialOptions{
 		HTTPClient: client, HTTPHeader: h, Subprotocols: []string{protocol}, CompressionMode: websocket.CompressionDisabled,
 	})
 	if err != nil {
 		if resp != nil && resp.StatusCode >= 400 {
 			return nil, resp, problem.ReadResponse(resp)
+		}
+		var cert *tls.CertificateVerificationError
+		if resp == nil && !errors.As(err, &cert) {
+			err = errLink{err}
 		}
 		return nil, resp, err
 	}
@@ -88,6 +135,32 @@ func (s *Session) dial(ctx context.Context) (*websocket.Conn, error) {
 	}
 	conn, _, err = dial(ctx, s.client, u.String(), wire.SessionProtocol, h)
 	return conn, err
+}
+
+// withSocket returns a context for a dial that notes the connection below in c.
+func withSocket(ctx context.Context, c *net.Conn) context.Context {
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { *c = i.Conn }})
+}
+
+// below returns the connection below c's TLS.
+func below(c net.Conn) net.Conn {
+	if t, ok := c.(interface{ NetConn() net.Conn }); ok {
+		return t.NetConn()
+	}
+	return c
+}
+
+// rawConn returns the descriptor of a socket, nil when c is none.
+func rawConn(c net.Conn) syscall.RawConn {
+	s, ok := c.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	return raw
 }
 
 // host names a server in errors and logs, without path or query.

@@ -5,12 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
-
-	"github.com/coder/websocket"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/zipato/vms/pkg/problem"
 	"github.com/zipato/vms/pkg/retry"
@@ -24,47 +23,101 @@ const (
 	stalled = 3 * time.Minute
 	// unreachable: so many dials in a row failed; perhaps another worker answers.
 	unreachable = 3
+	// askAgain is how long one request for another worker stands for both lanes.
+	askAgain = 10 * time.Second
 )
 
-// Source is where a lane gets its chunks from, and whom it tells of them.
+// ErrIdle is told to OnState when a backfill lane closed because nothing is left
+// for it to bring.
+var ErrIdle = errors.New("nothing is left to bring")
+
+// Source is where the lanes of a stream get their chunks from, and whom they
+// tell of them.
 type Source interface {
-	// Cursor stands after the chunks that the worker has.
-	Cursor(have []vms.ChunkRange) Cursor
+	// Live returns the cursor of the live lane, Backfill that of the backfill
+	// lane, for a connection to a worker that has the chunks in have. There is one
+	// of each at a time: the last was closed, or handed over.
+	Live(worker vms.Instance, have []vms.ChunkRange) Cursor
+	Backfill(worker vms.Instance, have []vms.ChunkRange, newestFirst bool) Cursor
+	// BackfillWanted reports whether something is held that is backfill's to
+	// bring, sent and not durable included. The channel is closed when that, or
+	// what there is to hand out, may have changed.
+	BackfillWanted() (bool, <-chan struct{})
 	Init(e vms.Epoch, id uint32) (vms.Init, bool)
 	Durable([]vms.ChunkRange)
 	Skip(e vms.Epoch, seq uint64)
 	Epochs() []vms.Epoch
 }
 
-// Cursor hands out what a lane sends, in order.
+// Cursor hands out what a lane sends, in order. Behind and HandOver may be
+// called beside Next.
 type Cursor interface {
+	// Next waits for what follows. io.EOF: a backfill cursor has handed out all
+	// there is, and may be asked again after a change; a live cursor was handed
+	// over and is at its end.
 	Next(ctx context.Context) (wire.Outgoing, error)
+	// Behind is what is held and not handed out yet, and how old it is.
+	Behind() (bytes int64, lag time.Duration)
+	// HandOver makes a live cursor end before the next chunk that begins a
+	// recording, and returns the one that begins there.
+	HandOver(worker vms.Instance, have []vms.ChunkRange) Cursor
+	// Received is told which of the chunks that were handed out the worker has
+	// taken. It may be called beside Next, too.
+	Received([]vms.ChunkRange)
+	// Close says that the connection is gone.
+	Close()
 }
 
 // Lane pushes one stream to its worker. Fill in the fields, then call Run once.
+// The two lanes of a stream share Source and Assigned, all lanes of a hub the
+// Governor.
 type Lane struct {
-	Kind     vms.Lane
-	Agent    string // name and version
-	Source   Source
-	Assigned *Assigned
-	Log      *slog.Logger
+	Kind vms.Lane
+	// NewestFirst makes a backfill lane begin with the newest recording.
+	NewestFirst bool
+	Agent       string // name and version
+	Source      Source
+	Assigned    *Assigned
+	Governor    *Governor // nil: no limits
+	Log         *slog.Logger
+	// Pressure reports whether the hub's buffer is nearly full; nil: never. It is
+	// told to the worker over the live lane, and over backfill while live is down.
+	Pressure func() (wire.Pressure, bool)
 	// WantWorker asks the NVR for another worker. It must not block.
 	WantWorker func(wire.WantWorker)
-	// OnState is told when the lane is up (nil) and when it is lost (why).
+	// OnState is told when the lane is up (nil) and when it is lost (why; ErrIdle
+	// when backfill is done).
 	OnState func(error)
 	// OnWatched is told whether somebody looks at the live picture.
 	OnWatched func(bool)
+	// OnReceived is told the end of the newest footage among the chunks that an
+	// acknowledgement calls received; previews are none. nil: nobody asks.
+	OnReceived func(end time.Time)
 
-	client    *http.Client // of tests; nil: the default
-	resume    string       // ticket of the worker instance that had the stream last
-	resumeURL string
+	// Client dials; nil: one that gives up a link that is down soon.
+	Client *http.Client
+
+	current atomic.Pointer[laneConn] // that was started last; nil: it is over
+
+	// Of the goroutine in Run.
+	pace      pace
+	failures  int          // dials in a row that brought no connection
+	resume    string       // ticket of the worker instance that had the stream last,
+	resumeURL string       // its URL,
+	instance  vms.Instance // and its name
+	retiring  *laneConn    // it was moved away from, and waits for its last acknowledgements
+	conns     sync.WaitGroup
 }
 
-// Assigned holds the newest assignment. The zero value is not ready: use NewAssigned.
+// Assigned holds the newest assignment of a stream, for both of its lanes. The
+// zero value is not ready: use NewAssigned.
 type Assigned struct {
 	mu      sync.Mutex
 	latest  *wire.Assign
 	changed chan struct{}
+	live    int // connections of the live lane
+	asked   vms.Generation
+	askedAt time.Time
 }
 
 // NewAssigned returns one that waits for its first assignment.
@@ -90,6 +143,30 @@ func (a *Assigned) Latest() (*wire.Assign, <-chan struct{}) {
 	return a.latest, a.changed
 }
 
+// ask reports whether to ask for another worker than that of as: not when
+// another was assigned already, nor when the other lane asked just now.
+func (a *Assigned) ask(as *wire.Assign) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.latest.Generation > as.Generation || a.asked == as.Generation && time.Since(a.askedAt) < askAgain {
+		return false
+	}
+	a.asked, a.askedAt = as.Generation, time.Now()
+	return true
+}
+
+func (a *Assigned) liveUp(n int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.live += n
+}
+
+func (a *Assigned) liveDown() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.live == 0
+}
+
 // CloseError is how a worker ended a lane.
 type CloseError struct{ wire.ErrorMessage }
 
@@ -97,75 +174,214 @@ func (e *CloseError) Error() string {
 	return fmt.Sprintf("the worker closed the lane (%s, %s): %s", e.Class, e.Code, e.Message)
 }
 
-// errMoved: the NVR assigned another worker.
-var errMoved = errors.New("assigned to another worker")
+// errBroken says why a lane lost its connection, by which assignment it had it,
+// and how long.
+type errBroken struct {
+	error
+	as   *wire.Assign
+	held time.Duration
+}
+
+func (e errBroken) Unwrap() error { return e.error }
 
 // Run keeps the lane up until ctx ends (nil), or until the worker says that
 // the channel is revoked (vms.ErrRevoked).
 func (l *Lane) Run(ctx context.Context) error {
-	b := retry.Backoff{Min: 200 * time.Millisecond, Max: 30 * time.Second, Steady: 30 * time.Second}
-	failures := 0
+	ctx, cancel := context.WithCancel(ctx)
+	defer l.conns.Wait()
+	defer cancel()
+	l.pace = newPace()
+	var lost *wire.Assign // whose connection was lost last
 	for {
-		as, changed := l.Assigned.Latest()
-		if as == nil {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-changed:
-			}
-			continue
+		as, changed := l.ready(ctx)
+		l.pace.wait(ctx, as != lost, changed)
+		if ctx.Err() != nil {
+			return nil
 		}
-		start := time.Now()
-		up, err := l.runOnce(ctx, as)
+		as, _ = l.Assigned.Latest()
+		err := l.runOnce(ctx, as)
 		if ctx.Err() != nil {
 			return nil
 		}
 		l.OnState(err)
-		held := time.Duration(0)
-		if up {
-			held, failures = time.Since(start), 0
-		} else {
-			failures++
+		var broken errBroken
+		if errors.As(err, &broken) {
+			as = broken.as // the lane may have moved
 		}
-		wait := b.Next(held)
-		var closed *CloseError
-		switch errors.As(err, &closed); {
-		case errors.Is(err, errMoved):
-			continue
-		case closed != nil && closed.Class == wire.ClassStop:
-			return fmt.Errorf("%w: %s", vms.ErrRevoked, closed.Message)
-		case closed != nil && closed.Class == wire.ClassSkip && closed.Seq > 0: // else its name was lost on the way: it will come again
-			l.Log.Error("the worker refused a chunk; its GOP becomes a gap", "epoch", closed.Epoch, "seq", closed.Seq, "err", err)
-			l.Source.Skip(closed.Epoch, closed.Seq)
-			wait = min(wait, time.Second)
-		case closed != nil && closed.Class == wire.ClassReassign:
-			l.want(as, closed.Code)
-		case l.ticketRefused(err):
-			l.want(as, "ticket refused")
-		case failures >= unreachable:
-			l.want(as, "unreachable")
-			failures = 0
-		}
-		if closed != nil {
-			wait = max(wait, closed.RetryAfter())
-		}
-		l.Log.Warn("uplink lost", "worker", as.Worker, "err", err, "wait", wait)
-		t := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			t.Stop()
-			return nil
-		case <-t.C:
-		case <-changed: // a new assignment is no reason to wait
-			t.Stop()
+		lost = as
+		wait, final := l.lost(as, err)
+		switch {
+		case final != nil:
+			return final
+		case errors.Is(err, ErrIdle):
+			l.Log.Info("the backlog is stored")
+		default:
+			l.Log.Warn("uplink lost", "lane", l.Kind, "worker", as.Worker, "err", err, "wait", wait)
 		}
 	}
 }
 
+// ready waits for an assignment, and on the backfill lane for something to
+// bring. It returns nil when ctx has ended.
+func (l *Lane) ready(ctx context.Context) (*wire.Assign, <-chan struct{}) {
+	for ctx.Err() == nil {
+		as, changed := l.Assigned.Latest()
+		wait := changed
+		if as != nil {
+			if l.Kind != vms.LaneBackfill {
+				return as, changed
+			}
+			wanted, more := l.Source.BackfillWanted()
+			if wanted {
+				return as, changed
+			}
+			wait = more
+		}
+		select {
+		case <-ctx.Done():
+		case <-wait:
+		}
+	}
+	return nil, nil
+}
+
+// runOnce has one connection, or one after the other as the NVR moves the
+// stream, until it breaks.
+func (l *Lane) runOnce(ctx context.Context, as *wire.Assign) error {
+	c, err := l.open(ctx, as)
+	if err != nil {
+		return err
+	}
+	l.OnState(nil)
+	l.start(ctx, c, l.cursor(c), nil)
+	for {
+		now, changed := l.Assigned.Latest()
+		if now.WorkerURL != c.as.WorkerURL {
+			next, err := l.move(ctx, c)
+			if err != nil {
+				return err
+			}
+			c = next
+			continue
+		}
+		select {
+		case <-c.done:
+			return c.broken()
+		case <-changed:
+		}
+	}
+}
+
+// cursor makes the one of c.
+func (l *Lane) cursor(c *laneConn) Cursor {
+	if l.Kind == vms.LaneBackfill {
+		return l.Source.Backfill(c.instance, c.have, l.NewestFirst)
+	}
+	return l.Source.Live(c.instance, c.have)
+}
+
+// Pushing names the worker instance that the lane's connection goes to; empty:
+// there is none.
+func (l *Lane) Pushing() vms.Instance {
+	if c := l.current.Load(); c != nil {
+		return c.instance
+	}
+	return ""
+}
+
+// open dials the worker and is welcomed.
+func (l *Lane) open(ctx context.Context, as *wire.Assign) (*laneConn, error) {
+	ticket := as.Ticket
+	if l.resume != "" && l.resumeURL == as.WorkerURL {
+		ticket = l.resume
+	} else {
+		l.resume = ""
+	}
+	var socket net.Conn
+	conn, _, err := dial(withSocket(ctx, &socket), l.Client, as.WorkerURL, wire.PushProtocol, http.Header{"Authorization": {"Bearer " + ticket}})
+	if err != nil {
+		return nil, fmt.Errorf("dial worker %s: %w", as.Worker, err)
+	}
+	conn.SetReadLimit(wire.MaxControl)
+	c := newLaneConn(l, as, conn, below(socket))
+	welcome, err := c.greet(ctx)
+	if err != nil {
+		conn.CloseNow()
+		return nil, err
+	}
+	l.failures = 0
+	l.resume, l.resumeURL, l.instance = welcome.ResumeTicket, as.WorkerURL, welcome.Instance
+	c.instance, c.watched = welcome.Instance, welcome.Watched
+	return c, nil
+}
+
+// start runs c in a goroutine of its own.
+func (l *Lane) start(ctx context.Context, c *laneConn, cur Cursor, instead *instead) {
+	c.ctx, c.stop = context.WithCancel(ctx)
+	c.hand, c.letGo = context.WithCancel(c.ctx)
+	c.flow = l.Governor.join(l.Kind)
+	c.cursor = cur
+	l.current.Store(c)
+	l.OnWatched(c.watched)
+	if l.Kind == vms.LaneLive {
+		l.Assigned.liveUp(1)
+	}
+	l.conns.Go(func() {
+		defer close(c.done)
+		defer c.stop()
+		c.err = c.run(instead)
+		l.current.CompareAndSwap(c, nil)
+		c.flow.leave()
+		if l.Kind == vms.LaneLive {
+			l.Assigned.liveUp(-1)
+		}
+	})
+}
+
+// lost decides what follows from err, which ended a connection or kept it from
+// being made, and returns how long to wait before the next; or an error when
+// coming back is of no use.
+func (l *Lane) lost(as *wire.Assign, err error) (time.Duration, error) {
+	var broken errBroken
+	if !errors.As(err, &broken) {
+		l.failures++
+	}
+	var closed *CloseError
+	var least time.Duration
+	most := l.pace.b.Max
+	switch errors.As(err, &closed); {
+	case closed != nil && closed.Class == wire.ClassStop:
+		return 0, fmt.Errorf("%w: %s", vms.ErrRevoked, closed.Message)
+	case problem.TypeOf(err) == wire.ProblemRevoked:
+		return 0, fmt.Errorf("%w: %w", vms.ErrRevoked, err)
+	case closed != nil && closed.Class == wire.ClassSkip && closed.Seq > 0: // else its name was lost on the way: it will come again
+		l.Log.Error("the worker refused a chunk; its GOP becomes a gap", "epoch", closed.Epoch, "seq", closed.Seq, "err", err)
+		l.Source.Skip(closed.Epoch, closed.Seq)
+		most = time.Second
+	case closed != nil && closed.Class == wire.ClassReassign:
+		l.want(as, closed.Code)
+	case l.ticketRefused(err):
+		l.want(as, "ticket refused")
+	case l.failures >= unreachable:
+		l.want(as, "unreachable")
+		l.failures = 0
+	}
+	if closed != nil {
+		least = closed.RetryAfter()
+	}
+	if p := (*problem.Problem)(nil); errors.As(err, &p) {
+		least = p.RetryAfter
+	}
+	return l.pace.lost(broken.held, linkDown(err, broken.held) && !errors.Is(err, ErrIdle), least, most), nil
+}
+
 func (l *Lane) want(as *wire.Assign, why string) {
 	l.resume = ""
-	l.WantWorker(wire.WantWorker{Why: why})
-	l.Log.Info("asked the NVR for a worker", "worker", as.Worker, "why", why)
+	if !l.Assigned.ask(as) {
+		return
+	}
+	l.WantWorker(wire.WantWorker{Instance: l.instance, Why: why})
+	l.Log.Info("asked the NVR for a worker", "lane", l.Kind, "worker", as.Worker, "why", why)
 }
 
 // ticketRefused reports whether the worker does not take the assignment's
@@ -182,63 +398,65 @@ func (l *Lane) ticketRefused(err error) bool {
 	return false
 }
 
-// runOnce lives as long as one connection, and so does all that it starts. up
-// says whether the worker welcomed the lane.
-func (l *Lane) runOnce(ctx context.Context, as *wire.Assign) (up bool, err error) {
-	ticket := as.Ticket
-	if l.resume != "" && l.resumeURL == as.WorkerURL {
-		ticket = l.resume
-	} else {
-		l.resume = ""
-	}
-	conn, _, err := dial(ctx, l.client, as.WorkerURL, wire.PushProtocol, http.Header{"Authorization": {"Bearer " + ticket}})
-	if err != nil {
-		return false, fmt.Errorf("dial worker %s: %w", as.Worker, err)
-	}
-	defer conn.CloseNow()
-	conn.SetReadLimit(wire.MaxControl)
-	c := &laneConn{lane: l, conn: conn, granted: make(chan struct{}, 1), inits: map[initKey]bool{}, moved: time.Now(), patience: patience(as)}
-	welcome, err := c.greet(ctx)
-	if err != nil {
-		return false, err
-	}
-	l.resume, l.resumeURL = welcome.ResumeTicket, as.WorkerURL
-	l.OnState(nil)
-	l.OnWatched(welcome.Watched)
-	// Being told to stop ends the sender, who closes, which ends the rest.
-	g, gctx := errgroup.WithContext(context.WithoutCancel(ctx))
-	g.Go(func() error { return c.receive(gctx) })
-	g.Go(func() error {
-		sctx, cancel := context.WithCancel(gctx)
-		defer cancel()
-		defer context.AfterFunc(ctx, cancel)()
-		err := c.send(sctx, l.Source.Cursor(welcome.Have))
-		if ctx.Err() != nil {
-			conn.Close(websocket.StatusNormalClosure, "the agent is done")
-		}
-		return err
-	})
-	g.Go(func() error { return l.watchAssignment(gctx, as) })
-	return true, g.Wait()
-}
-
 // patience is how long a durable mark may stand still: stalled, or more where
 // recordings are so long that it moves less often.
 func patience(as *wire.Assign) time.Duration {
 	return max(stalled, 2*time.Duration(as.Segment.RecordingMS)*time.Millisecond)
 }
 
-// watchAssignment ends the connection when the NVR moves the stream.
-func (l *Lane) watchAssignment(ctx context.Context, as *wire.Assign) error {
-	for {
-		now, changed := l.Assigned.Latest()
-		if now.WorkerURL != as.WorkerURL {
-			return errMoved
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-changed:
-		}
+// pace spaces the dials of a lane: with jitter, and more and more until a
+// connection held. A fresh assignment is worth one dial at once, but not a
+// second one before a wait was waited out: an NVR that answers every
+// want_worker with another dead worker must not be answered with a storm.
+type pace struct {
+	b, link retry.Backoff // after an answer, and while there is none
+	next    time.Time
+	hurried bool
+}
+
+// steady is how long a connection must have held to count as good.
+const steady = 30 * time.Second
+
+func newPace() pace {
+	return pace{b: retry.Backoff{Min: 200 * time.Millisecond, Max: 30 * time.Second, Steady: steady}, link: linkPace()}
+}
+
+// lost notes that a connection ended that had held for so long, 0 when there was
+// none, and returns the wait before the next. link: see linkDown.
+func (p *pace) lost(held time.Duration, link bool, least, most time.Duration) time.Duration {
+	if held >= steady {
+		p.hurried = false
+	}
+	b := &p.b
+	if link {
+		b = &p.link
+	}
+	wait := max(min(b.Next(held), most), least)
+	p.next = time.Now().Add(wait)
+	return wait
+}
+
+// wait waits until the lane may dial again. fresh: there is an assignment that
+// was not tried yet; changed is closed when there is another.
+func (p *pace) wait(ctx context.Context, fresh bool, changed <-chan struct{}) {
+	left := time.Until(p.next)
+	switch {
+	case left <= 0:
+		p.hurried = false
+		return
+	case p.hurried:
+		changed = nil
+	case fresh:
+		p.hurried = true
+		return
+	}
+	t := time.NewTimer(left)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+		p.hurried = false
+	case <-changed:
+		p.hurried = true
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -22,9 +23,13 @@ type laneTest struct {
 	got, states log
 	lane        *Lane
 	requests    int
+
+	hostMu  sync.Mutex
+	hosts   map[string]*log
+	workers []*worker
 }
 
-func newLaneTest(t *testing.T, items []wire.Outgoing, on func(l *laneTest, n int, w http.ResponseWriter, r *http.Request)) (l *laneTest, stop func() error, ended <-chan struct{}) {
+func newLaneTest(t *testing.T, items []wire.Outgoing, on func(l *laneTest, n int, w http.ResponseWriter, r *http.Request), setup ...func(*laneTest)) (l *laneTest, stop func() error, ended <-chan struct{}) {
 	l = &laneTest{src: newSource(items...), as: NewAssigned()}
 	client, stopServer := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		l.requests++
@@ -32,6 +37,9 @@ func newLaneTest(t *testing.T, items []wire.Outgoing, on func(l *laneTest, n int
 		on(l, l.requests, w, r)
 	})
 	l.lane = lane(t, client, l.src, l.as, &l.states)
+	for _, f := range setup {
+		f(l)
+	}
 	l.as.Put(assign(1, "ws://w1.test/push/v1", "t1"))
 	stopLane, ended := running(l.lane.Run)
 	return l, func() error {
@@ -365,34 +373,12 @@ func TestDurableComesFromAcksOnly(t *testing.T) {
 			c.takeAll()
 		})
 		synctest.Wait()
-		if got := l.src.all(); !slices.Equal(got, []string{"cursor [000000000000000e:1-1]", "durable [000000000000000e:1-2]"}) {
+		if got := l.src.all(); !slices.Equal(got, []string{"live [000000000000000e:1-1]", "durable [000000000000000e:1-2]"}) {
 			t.Errorf("source was told %q", got)
 		}
 		if err := stop(); err != nil {
 			t.Errorf("Run = %v", err)
 		}
-	})
-}
-
-func TestLaneMovesWithItsAssignment(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		l, stop, _ := newLaneTest(t, chunks(1, 1, 10), func(l *laneTest, _ int, w http.ResponseWriter, r *http.Request) {
-			l.got.add("host %s", r.Host)
-			m := welcome()
-			m.ResumeTicket = "resume"
-			l.greet(t, w, r, m).takeAll()
-		})
-		synctest.Wait()
-		l.as.Put(assign(1, "ws://w1.test/push/v1", "t1 again")) // a fresh ticket is no reason to move
-		l.as.Put(assign(3, "ws://w2.test/push/v1", "t3"))
-		l.as.Put(assign(2, "ws://w1.test/push/v1", "t2")) // late: stale
-		time.Sleep(time.Second)
-		if err := stop(); err != nil {
-			t.Errorf("Run = %v", err)
-		}
-		hello := "hello live [000000000000000e]"
-		l.want(t, "ticket t1", "host w1.test", hello, "init 1", "chunk 1", "closed -1",
-			"ticket t3", "host w2.test", hello, "init 1", "chunk 1", "closed 1000")
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"slices"
@@ -124,31 +125,51 @@ func (l *log) count(line string) (n int) {
 	return n
 }
 
-// source is a spool of chunks that never runs dry: a cursor stands after the
-// last one that the worker has.
+// source is a spool: items are live's region, backlog is what backfill brings.
+// A cursor stands after what the worker has.
 type source struct {
 	log
-	mu      sync.Mutex
-	items   []wire.Outgoing
-	changed chan struct{}
-	noInit  bool
+	mu       sync.Mutex
+	items    []wire.Outgoing
+	backlog  []wire.Outgoing
+	stored   vms.ChunkSet // of the backlog
+	received vms.ChunkSet // as cursors were told
+	changed  chan struct{}
+	noInit   bool
+	lag      time.Duration // of every live cursor
 }
 
 func newSource(items ...wire.Outgoing) *source {
 	return &source{items: items, changed: make(chan struct{})}
 }
 
+// put changes the source, and wakes whoever waits for that.
+func (s *source) put(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+func (s *source) append(items ...wire.Outgoing) {
+	s.put(func() { s.items = append(s.items, items...) })
+}
+
+// chunk makes one of a second; each tenth from the first on begins a recording.
 func chunk(seq uint64, size int) wire.Outgoing {
 	payload := make([]byte, 16+size)
 	payload[3] = 8
 	copy(payload[4:], "moof")
 	copy(payload[12:], "mdat")
-	c := &vms.Chunk{Epoch: 0xe, Seq: seq, Init: 1, Start: time.Unix(1_800_000_000, 0), End: time.Unix(1_800_000_001, 0), MoofLen: 8, Payload: payload, CRC: wire.Checksum(payload)}
-	if seq == 1 {
+	c := &vms.Chunk{Epoch: 0xe, Seq: seq, Init: 1, Start: footage(seq), End: footage(seq + 1), MoofLen: 8, Payload: payload, CRC: wire.Checksum(payload)}
+	if seq%10 == 1 {
 		c.Flags = vms.FlagFirst | vms.FlagKey
 	}
 	return wire.Outgoing{Chunk: c}
 }
+
+func footage(seq uint64) time.Time { return time.Unix(1_800_000_000+int64(seq), 0) }
 
 func chunks(from, to uint64, size int) (out []wire.Outgoing) {
 	for seq := from; seq <= to; seq++ {
@@ -157,34 +178,59 @@ func chunks(from, to uint64, size int) (out []wire.Outgoing) {
 	return out
 }
 
+// cursor hands out list[i] up to list[end], end -1 for never.
 type cursor struct {
-	s    *source
-	have vms.ChunkSet
-	i    int
+	s      *source
+	name   string
+	list   *[]wire.Outgoing
+	have   vms.ChunkSet
+	i, end int
+	moved  bool // the end was said
+	closed bool
+	// A successor begins at the first chunk with FlagFirst from so many items on.
+	after int
 }
 
-func (s *source) Cursor(have []vms.ChunkRange) Cursor {
-	c := &cursor{s: s}
+func (s *source) cursor(name string, list *[]wire.Outgoing, have []vms.ChunkRange) *cursor {
+	c := &cursor{s: s, name: name, list: list, end: -1, after: -1}
 	for _, r := range have {
 		c.have.Add(r)
 	}
-	s.add("cursor %v", have)
+	s.add("%s %v", name, have)
 	return c
+}
+
+func (s *source) Live(_ vms.Instance, have []vms.ChunkRange) Cursor {
+	return s.cursor("live", &s.items, have)
+}
+
+func (s *source) Backfill(_ vms.Instance, have []vms.ChunkRange, newestFirst bool) Cursor {
+	if newestFirst {
+		return s.cursor("newest", &s.backlog, have)
+	}
+	return s.cursor("backfill", &s.backlog, have)
+}
+
+func (s *source) BackfillWanted() (bool, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.ContainsFunc(s.backlog, func(o wire.Outgoing) bool {
+		return o.Chunk != nil && !s.stored.Has(o.Chunk.Epoch, o.Chunk.Seq)
+	}), s.changed
 }
 
 func (c *cursor) Next(ctx context.Context) (wire.Outgoing, error) {
 	for {
 		c.s.mu.Lock()
-		for c.i < len(c.s.items) {
-			item := c.s.items[c.i]
-			c.i++
-			if item.Chunk == nil || !c.have.Has(item.Chunk.Epoch, item.Chunk.Seq) {
-				c.s.mu.Unlock()
-				return item, nil
-			}
-		}
+		item, ok, eof := c.next()
 		changed := c.s.changed
 		c.s.mu.Unlock()
+		switch {
+		case eof:
+			return wire.Outgoing{}, io.EOF
+		case ok:
+			return item, nil
+		}
 		select {
 		case <-ctx.Done():
 			return wire.Outgoing{}, ctx.Err()
@@ -193,14 +239,92 @@ func (c *cursor) Next(ctx context.Context) (wire.Outgoing, error) {
 	}
 }
 
+func (c *cursor) next() (item wire.Outgoing, ok, eof bool) {
+	if c.after >= 0 { // a successor looks for its beginning
+		i := first(*c.list, c.after)
+		if i < 0 {
+			return wire.Outgoing{}, false, false
+		}
+		c.i, c.after = i, -1
+	}
+	end := len(*c.list)
+	if c.end >= 0 { // handed over
+		if i := first(*c.list, c.end); i >= 0 {
+			end = i
+		}
+	}
+	for c.i < end {
+		item := (*c.list)[c.i]
+		c.i++
+		if ch := item.Chunk; ch == nil || !c.have.Has(ch.Epoch, ch.Seq) && (c.list == &c.s.items || !c.s.stored.Has(ch.Epoch, ch.Seq)) {
+			return item, true, false
+		}
+	}
+	switch {
+	case c.list == &c.s.backlog:
+		return item, false, true
+	case end == len(*c.list):
+		return item, false, false
+	case c.moved:
+		return item, false, true
+	}
+	c.moved = true
+	return wire.Outgoing{End: &wire.End{Epoch: 0xe, Seq: uint64(end), Cause: "moved"}}, true, false
+}
+
+func first(list []wire.Outgoing, from int) int {
+	for i := from; i < len(list); i++ {
+		if list[i].Chunk != nil && list[i].Chunk.Flags.Has(vms.FlagFirst) {
+			return i
+		}
+	}
+	return -1
+}
+
+func (c *cursor) Behind() (int64, time.Duration) {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	return 0, c.s.lag
+}
+
+func (c *cursor) HandOver(_ vms.Instance, have []vms.ChunkRange) Cursor {
+	succ := c.s.cursor("successor", c.list, have)
+	c.s.put(func() { c.end, succ.after = len(*c.list), len(*c.list) })
+	return succ
+}
+
+func (c *cursor) Received(ranges []vms.ChunkRange) {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	for _, r := range ranges {
+		c.s.received.Add(r)
+	}
+}
+
+func (c *cursor) Close() {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	if c.closed {
+		c.s.add("closed twice: %s", c.name)
+	}
+	c.closed = true
+	c.s.add("close %s", c.name)
+}
+
 func (s *source) Init(e vms.Epoch, id uint32) (vms.Init, bool) {
 	return vms.Init{Epoch: e, ID: id, Segment: make([]byte, 16), Tracks: []vms.Track{{ID: 1, Kind: "video", Codec: "avc1.4d001f", Timescale: 90000}}}, !s.noInit
 }
 
 func (s *source) Durable(r []vms.ChunkRange) {
-	if len(r) > 0 {
-		s.add("durable %v", r)
+	if len(r) == 0 {
+		return
 	}
+	s.add("durable %v", r)
+	s.put(func() {
+		for _, r := range r {
+			s.stored.Add(r)
+		}
+	})
 }
 
 func (s *source) Skip(e vms.Epoch, seq uint64) {
@@ -214,14 +338,32 @@ func (s *source) Epochs() []vms.Epoch { return []vms.Epoch{0xe} }
 
 // worker is the server's side of one lane connection.
 type worker struct {
-	t    *testing.T
+	t    testing.TB
 	ws   *websocket.Conn
 	got  *log
 	sent int64 // bytes of binary messages
+
+	mu   sync.Mutex
+	news []vms.ChunkRange
+}
+
+// store makes r durable with the next acknowledgement.
+func (w *worker) store(r vms.ChunkRange) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.news = append(w.news, r)
+}
+
+func (w *worker) stored() []vms.ChunkRange {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	news := w.news
+	w.news = nil
+	return news
 }
 
 // accept upgrades, and takes the hello.
-func accept(t *testing.T, w http.ResponseWriter, r *http.Request, got *log) *worker {
+func accept(t testing.TB, w http.ResponseWriter, r *http.Request, got *log) *worker {
 	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{wire.PushProtocol}})
 	if err != nil {
 		t.Errorf("accept: %v", err)
@@ -268,6 +410,8 @@ func (w *worker) take() error {
 		w.got.add("init %d", m.ID)
 	case *wire.GapMessage:
 		w.got.add("gap %d-%d %s", m.Chunks.First, m.Chunks.Last, m.Cause)
+	case *wire.Pressure:
+		w.got.add("pressure %d/%d", m.Held, m.Budget)
 	case *wire.End:
 		w.got.add("end %d %s", m.Seq, m.Cause)
 	default:
@@ -312,7 +456,7 @@ func welcome() *wire.Welcome {
 // lane returns one with everything noted in states.
 func lane(t *testing.T, client *http.Client, src *source, as *Assigned, states *log) *Lane {
 	return &Lane{
-		Kind: vms.LaneLive, Agent: "test", Source: src, Assigned: as, Log: vmstest.Log(t), client: client,
+		Kind: vms.LaneLive, Agent: "test", Source: src, Assigned: as, Log: vmstest.Log(t), Client: client,
 		WantWorker: func(m wire.WantWorker) { states.add("want %s", m.Why) },
 		OnState: func(err error) {
 			if err == nil {

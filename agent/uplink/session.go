@@ -70,7 +70,7 @@ func final(err error) bool {
 // Run keeps the session up until ctx ends (nil), or until the NVR refuses it
 // for good (Refused).
 func (s *Session) Run(ctx context.Context) error {
-	b := retry.Backoff{Min: 500 * time.Millisecond, Max: 30 * time.Second, Steady: 30 * time.Second}
+	b, link := retry.Backoff{Min: 500 * time.Millisecond, Max: 30 * time.Second, Steady: steady}, linkPace()
 	for {
 		start := time.Now()
 		up, err := s.runOnce(ctx)
@@ -86,7 +86,11 @@ func (s *Session) Run(ctx context.Context) error {
 		if up {
 			held = time.Since(start)
 		}
-		wait := b.Next(held)
+		next := &b
+		if linkDown(err, held) {
+			next = &link
+		}
+		wait := next.Next(held)
 		if p != nil {
 			wait = max(wait, p.RetryAfter)
 		}

@@ -43,6 +43,8 @@ type EventRecording struct {
 	End     Time  `json:"end" doc:"Where the next one begins."`
 	MediaMS int64 `json:"media_ms" example:"30000" doc:"Its length as a player sees it, in milliseconds."`
 	Bytes   int64 `json:"bytes" example:"7340032" doc:"The size of the object."`
+	// Provisional ones are announced too: they can be watched.
+	Provisional bool `json:"provisional,omitempty" doc:"A part of a recording that is not complete yet; the whole is announced when it is stored."`
 }
 
 func (s *server) addEvents() {
@@ -140,7 +142,7 @@ func write(w http.ResponseWriter, text string) error {
 func eventOf(e nvr.Event) Event {
 	out := Event{Type: e.Type, At: Time{e.At}, ChannelID: e.Channel, HubID: e.Hub, Cause: e.Cause}
 	if r := e.Rec; r != nil {
-		out.Recording = &EventRecording{Time{r.Start}, Time{r.End}, r.Media.Milliseconds(), r.Bytes}
+		out.Recording = &EventRecording{Time{r.Start}, Time{r.End}, r.Media.Milliseconds(), r.Bytes, r.Provisional()}
 	}
 	if e.Gap != nil {
 		g := gapOf(*e.Gap)

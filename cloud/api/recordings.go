@@ -15,17 +15,18 @@ import (
 // defaultSpan is how far back a query without from reaches.
 const defaultSpan = 24 * time.Hour
 
-// Recording is one object in S3, about 30 seconds.
+// Recording is one object in S3, about 30 seconds, or a part of one.
 type Recording struct {
 	ID            vms.RecordingID `json:"id" example:"rec_5s8d1f7g3h9j2k4l" doc:"The recording's id."`
 	Start         Time            `json:"start" doc:"UTC of its first sample."`
-	End           Time            `json:"end" doc:"Where the next one begins, if there is no gap."`
+	End           Time            `json:"end" doc:"Where the next one begins, if there is no gap. Its media may go on a little behind that: two parts may share some frames."`
 	MediaMS       int64           `json:"media_ms" example:"30000" doc:"Its length as a player sees it, in milliseconds."`
 	Bytes         int64           `json:"bytes" example:"7340032" doc:"The size of the object."`
 	SHA256        string          `json:"sha256" example:"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08" doc:"The object's checksum in hexadecimal digits, verified by the store."`
 	Codecs        string          `json:"codecs" example:"avc1.64001f,mp4a.40.2" doc:"RFC 6381 list."`
 	Dependent     bool            `json:"dependent,omitempty" doc:"It does not begin with a keyframe: play it after the one before."`
 	TimeUncertain bool            `json:"time_uncertain,omitempty" doc:"Its times are estimates: no clock bridged a reboot of the hub."`
+	Provisional   bool            `json:"provisional,omitempty" doc:"A part of a recording that is not complete yet. It plays like any other; once the whole is stored, that takes its place, under another id. URLs of the part work until they expire."`
 	URL           string          `json:"url" example:"https://s3.example.com/vms/recordings/…" doc:"Presigned: fragmented MP4 that plays by itself, from zero; Range requests work."`
 	URLExpiresAt  Time            `json:"url_expires_at" doc:"Ask again after this."`
 }
@@ -101,7 +102,7 @@ func pageOf(p nvr.Page) RecordingPage {
 		out.Recordings = append(out.Recordings, Recording{
 			ID: r.ID, Start: Time{r.Start}, End: Time{r.End}, MediaMS: r.Media.Milliseconds(),
 			Bytes: r.Bytes, SHA256: hex.EncodeToString(r.SHA256[:]), Codecs: r.Codecs,
-			Dependent: r.Dependent, TimeUncertain: r.TimeUncertain,
+			Dependent: r.Dependent, TimeUncertain: r.TimeUncertain, Provisional: r.Provisional(),
 			URL: r.URL, URLExpiresAt: Time{r.URLExpiresAt},
 		})
 	}

@@ -81,13 +81,8 @@ func TestAgentKilled(t *testing.T) {
 	s.agent.kill()
 	s.agent.start()
 	s.eventually(30*time.Second, "the stream is back", func() bool {
-		var list struct {
-			Streams []agentStream `json:"streams"`
-		}
-		if request("GET", s.agentURL+"/v1/streams", s.lanKey, nil, &list) != nil {
-			return false // not listening yet
-		}
-		return len(list.Streams) == 1 && list.Streams[0].Frames > 80
+		list, err := s.tryStreams() // it may not be listening yet
+		return err == nil && len(list) == 1 && list[0].Frames > 80
 	})
 	s.stopChannel(ch)
 	if causes := wantCovered(t, s.settled(ch)); !slices.Equal(causes, []vms.Cause{vms.CauseAgentRestarted}) {

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,6 +25,7 @@ import (
 	"github.com/zipato/vms/pkg/cmaf"
 	"github.com/zipato/vms/pkg/problem"
 	"github.com/zipato/vms/pkg/vms"
+	"github.com/zipato/vms/pkg/vmstest/chaos"
 )
 
 // bin holds the programs under test, built once for the test binary.
@@ -41,7 +43,7 @@ func runTests(m *testing.M) int {
 	bin = dir
 	for name, pkg := range map[string]string{
 		"vms-cloud": "cloud/cmd/vms-cloud", "vms-agent": "agent/cmd/vms-agent",
-		"vms-demo-camera": "scripts/demo-camera", "vms-run": "scripts/run",
+		"vms-demo-camera": "scripts/demo-camera", "vms-run": "scripts/run", "objectstore": "cloud/e2e/objectstore",
 	} {
 		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, name), "github.com/zipato/vms/"+pkg)
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -193,17 +195,41 @@ type stack struct {
 	cloud     *program
 	agent     *program
 	agentURL  string
+	agentArgs []string // with which the agent runs
+	hubDir    string
 	lanKey    string
 	hub       string
 	recording time.Duration
+	link      *chaos.Proxy // between the agent and the cloud, nil when there is none
+}
+
+// stackOptions are what a stack has beyond a plain one.
+type stackOptions struct {
+	recording           time.Duration
+	link                bool // the agent reaches the cloud through a chaos proxy
+	cloudArgs, cloudEnv []string
+	agentArgs, agentEnv []string
 }
 
 func newStack(t testing.TB, recording time.Duration) *stack {
 	t.Helper()
-	s := &stack{t: t, data: t.TempDir(), recording: recording}
+	return startStack(t, stackOptions{recording: recording})
+}
+
+func startStack(t testing.TB, o stackOptions) *stack {
+	t.Helper()
+	s := &stack{t: t, data: t.TempDir(), recording: o.recording}
 	listen := freePort(t)
-	s.cloud = startProgram(t, "vms-cloud", nil, "-data", s.data, "-listen", listen, "-s3-listen", freePort(t), "-recording", recording.String())
-	s.url = s.cloud.line("listening ", 20*time.Second)
+	args := append([]string{"-data", s.data, "-listen", listen, "-s3-listen", freePort(t), "-recording", o.recording.String()}, o.cloudArgs...)
+	s.url = "http://" + listen
+	public := s.url
+	if o.link {
+		s.link = chaos.New(t, listen)
+		public = "http://" + s.link.Addr()
+		args = append(args, "-public-url", public)
+	}
+	s.cloud = startProgram(t, "vms-cloud", o.cloudEnv, args...)
+	s.cloud.line("listening ", 20*time.Second)
 	token, err := os.ReadFile(filepath.Join(s.data, "admin-token"))
 	if err != nil {
 		t.Fatal(err)
@@ -215,28 +241,31 @@ func newStack(t testing.TB, recording time.Duration) *stack {
 	}
 	s.call("POST", "/hubs", map[string]string{"name": "test hub"}, &made)
 	s.hub = made.ID
-	dir := filepath.Join(s.data, "hub")
-	if out, err := exec.Command(filepath.Join(bin, "vms-agent"), "-data", dir, "enroll", s.url, made.Code).CombinedOutput(); err != nil {
+	s.hubDir = filepath.Join(s.data, "hub")
+	if out, err := exec.Command(filepath.Join(bin, "vms-agent"), "-data", s.hubDir, "enroll", public, made.Code).CombinedOutput(); err != nil {
 		t.Fatalf("enroll: %v\n%s", err, out)
 	}
-	key, err := os.ReadFile(filepath.Join(dir, "lan-key"))
+	key, err := os.ReadFile(filepath.Join(s.hubDir, "lan-key"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.lanKey = strings.TrimSpace(string(key))
 	address := freePort(t)
 	s.agentURL = "http://" + address
-	s.agent = startProgram(t, "vms-agent", nil, "-data", dir, "-listen", address)
-	s.eventually(20*time.Second, "the hub is online", func() bool {
-		var hub struct {
-			Hubs []struct {
-				Online bool `json:"online"`
-			} `json:"hubs"`
-		}
-		s.call("GET", "/hubs", nil, &hub)
-		return len(hub.Hubs) == 1 && hub.Hubs[0].Online
-	})
+	s.agentArgs = append([]string{"-data", s.hubDir, "-listen", address}, o.agentArgs...)
+	s.agent = startProgram(t, "vms-agent", o.agentEnv, s.agentArgs...)
+	s.eventually(20*time.Second, "the hub is online", s.online)
 	return s
+}
+
+// online reports whether the cloud sees the hub.
+func (s *stack) online() bool {
+	var list struct {
+		Hubs []struct {
+			Online bool `json:"online"`
+		} `json:"hubs"`
+	}
+	return s.try("GET", "/hubs", nil, &list) == nil && len(list.Hubs) == 1 && list.Hubs[0].Online
 }
 
 // try calls the REST API.
@@ -252,7 +281,7 @@ func (s *stack) call(method, path string, in, out any) {
 	}
 }
 
-func request(method, url, token string, in, out any) error {
+func request(method, address, token string, in, out any) error {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
@@ -263,7 +292,7 @@ func request(method, url, token string, in, out any) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, url, body)
+	req, err := http.NewRequestWithContext(ctx, method, address, body)
 	if err != nil {
 		return err
 	}
@@ -321,25 +350,37 @@ func (s *stack) stopChannel(ch vms.ChannelID) {
 
 // agentStream is a stream as the agent's local API shows it.
 type agentStream struct {
-	ID          string        `json:"id"`
-	Channel     vms.ChannelID `json:"channel"`
-	State       string        `json:"state"`
-	Problem     string        `json:"problem"`
-	Frames      int           `json:"frames"`
-	HeldChunks  int           `json:"held_chunks"`
-	Dropped     int           `json:"dropped_chunks"`
-	PacketsLost int           `json:"packets_lost"`
+	ID            string        `json:"id"`
+	Channel       vms.ChannelID `json:"channel"`
+	State         string        `json:"state"`
+	Problem       string        `json:"problem"`
+	Delivering    bool          `json:"delivering"`
+	Frames        int           `json:"frames"`
+	HeldChunks    int           `json:"held_chunks"`
+	RAMBytes      int64         `json:"ram_bytes"`
+	FlashBytes    int64         `json:"flash_bytes"`
+	CapturedUntil time.Time     `json:"captured_until"`
+	ReceivedUntil time.Time     `json:"received_until"`
+	Dropped       int           `json:"dropped_chunks"`
+	PacketsLost   int           `json:"packets_lost"`
+}
+
+// tryStreams asks the agent, which may be away.
+func (s *stack) tryStreams() ([]agentStream, error) {
+	var list struct {
+		Streams []agentStream `json:"streams"`
+	}
+	err := request("GET", s.agentURL+"/v1/streams", s.lanKey, nil, &list)
+	return list.Streams, err
 }
 
 func (s *stack) stream(ch vms.ChannelID) (agentStream, bool) {
 	s.t.Helper()
-	var list struct {
-		Streams []agentStream `json:"streams"`
-	}
-	if err := request("GET", s.agentURL+"/v1/streams", s.lanKey, nil, &list); err != nil {
+	list, err := s.tryStreams()
+	if err != nil {
 		s.t.Fatalf("agent: %v", err)
 	}
-	for _, st := range list.Streams {
+	for _, st := range list {
 		if st.Channel == ch {
 			return st, true
 		}
@@ -359,16 +400,43 @@ type recording struct {
 }
 
 type timeline struct {
-	Recordings []recording `json:"recordings"`
-	Gaps       []vms.Gap   `json:"gaps"`
-	Pending    []vms.TimeRange
+	Recordings []recording     `json:"recordings"`
+	Gaps       []vms.Gap       `json:"gaps"`
+	Pending    []vms.TimeRange `json:"pending"`
 }
 
 func (s *stack) timeline(ch vms.ChannelID) timeline {
 	s.t.Helper()
-	var tl timeline
-	s.call("GET", "/channels/"+string(ch)+"/recordings", nil, &tl)
+	tl, err := s.tryTimeline(ch)
+	if err != nil {
+		s.t.Fatalf("timeline of %s: %v", ch, err)
+	}
 	return tl
+}
+
+// tryTimeline reads all pages of the last 24 hours.
+func (s *stack) tryTimeline(ch vms.ChannelID) (timeline, error) {
+	var all timeline
+	now := time.Now().UTC()
+	query := url.Values{"limit": {"1000"}}
+	query.Set("from", now.Add(-24*time.Hour).Format(time.RFC3339))
+	query.Set("to", now.Add(time.Second).Format(time.RFC3339))
+	for {
+		var page struct {
+			timeline
+			Next string `json:"next_cursor"`
+		}
+		if err := s.try("GET", "/channels/"+string(ch)+"/recordings?"+query.Encode(), nil, &page); err != nil {
+			return all, err
+		}
+		all.Recordings = append(all.Recordings, page.Recordings...)
+		all.Gaps = append(all.Gaps, page.Gaps...)
+		all.Pending = append(all.Pending, page.Pending...)
+		if page.Next == "" {
+			return all, nil
+		}
+		query.Set("cursor", page.Next)
+	}
 }
 
 // download fetches a recording from its presigned URL.

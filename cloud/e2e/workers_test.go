@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -65,6 +66,16 @@ func (m *memory) Stat(_ context.Context, key string) (vms.Recording, error) {
 	return r, nil
 }
 
+func (m *memory) Get(_ context.Context, key string) (io.ReadCloser, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	data, ok := m.objects[key]
+	if !ok {
+		return nil, vms.ErrNotFound
+	}
+	return io.NopCloser(bytes.NewReader(data)), nil
+}
+
 func (m *memory) state() (objects, refused int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -83,19 +94,26 @@ type silentNVR struct{}
 func (silentNVR) StreamStarted(context.Context, vms.StreamEvent) error   { return nil }
 func (silentNVR) StreamEnded(context.Context, vms.StreamEvent) error     { return nil }
 func (silentNVR) RecordingUploaded(context.Context, vms.Recording) error { return nil }
+func (silentNVR) Parts(context.Context, vms.ChannelID, []vms.Epoch) ([]vms.Recording, error) {
+	return nil, nil
+}
+func (silentNVR) Wholes(context.Context, vms.ChannelID, vms.ChunkRange) ([]vms.ChunkRange, error) {
+	return nil, nil
+}
+func (silentNVR) AbandonedParts(context.Context, int) ([]vms.Recording, error) { return nil, nil }
 
-// pushed runs chunks through the agent's lane, a proxy and a worker, until all
-// of them are durable. disturb may do what it likes with the link meanwhile.
-func pushed(t *testing.T, in muxed, store *memory, disturb func(sp *spool.Spool, link *chaos.Proxy)) {
+// newWorker starts a worker that takes one stream, and returns its push URL's
+// host by way of a link.
+func newWorker(t *testing.T, id vms.WorkerID, store *memory) (*worker.Worker, *chaos.Proxy) {
 	t.Helper()
-	ticket := token.Push{Worker: "w", Channel: "ch", SID: "sid", Hub: "hub", Generation: 1}
 	w, err := worker.New(worker.Config{
-		ID: "w", Dir: t.TempDir(), Store: store, NVR: silentNVR{}, Log: vmstest.Log(t),
+		ID: id, Dir: t.TempDir(), Store: store, NVR: silentNVR{}, Log: vmstest.Log(t),
 		CheckPush: func(s string) (token.Push, error) {
-			if s != "ticket" {
+			generation, err := strconv.ParseUint(s, 10, 64)
+			if err != nil {
 				return token.Push{}, vms.ErrUnauthorized
 			}
-			return ticket, nil
+			return token.Push{Worker: id, Channel: "ch", SID: "sid", Hub: "hub", Generation: vms.Generation(generation)}, nil
 		},
 		CheckView: func(string) (token.View, error) { return token.View{}, vms.ErrUnauthorized },
 	})
@@ -103,8 +121,87 @@ func pushed(t *testing.T, in muxed, store *memory, disturb func(sp *spool.Spool,
 		t.Fatal(err)
 	}
 	srv := httptest.NewServer(w.PushHandler())
-	defer srv.Close()
-	link := chaos.New(t, strings.TrimPrefix(srv.URL, "http://"))
+	t.Cleanup(srv.Close)
+	return w, chaos.New(t, strings.TrimPrefix(srv.URL, "http://"))
+}
+
+// hubSide is the uplink of one stream: a spool and its two lanes.
+type hubSide struct {
+	spool    *spool.Spool
+	assigned *uplink.Assigned
+	wanted   func() // the hub asks for another worker
+}
+
+// assign sends the lanes to a worker. The ticket is the generation.
+func (h *hubSide) assign(id vms.WorkerID, link *chaos.Proxy, g vms.Generation) {
+	h.assigned.Put(&wire.Assign{
+		SID: "sid", Channel: "ch", Generation: g, Worker: id, WorkerURL: "ws://" + link.Addr(),
+		Ticket: strconv.FormatUint(uint64(g), 10),
+	})
+}
+
+// run runs the lanes until ctx ends.
+func (h *hubSide) run(ctx context.Context, t *testing.T, wg *sync.WaitGroup, store *spool.Store) {
+	wg.Go(func() {
+		if err := store.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, kind := range []vms.Lane{vms.LaneLive, vms.LaneBackfill} {
+		lane := &uplink.Lane{
+			Kind: kind, Agent: "test", Source: laneSource{h.spool}, Assigned: h.assigned, Log: vmstest.Log(t).With("lane", kind),
+			WantWorker: func(wire.WantWorker) { h.wanted() }, OnState: func(error) {}, OnWatched: func(bool) {},
+		}
+		wg.Go(func() {
+			if err := lane.Run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// newHub opens a spool in RAM, with a stream's inits in it.
+func newHub(t *testing.T, in muxed) (*hubSide, *spool.Store) {
+	t.Helper()
+	store, err := spool.Open(spool.Config{RAM: 1 << 30, Log: vmstest.Log(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	h := &hubSide{spool: store.Spool("ch"), assigned: uplink.NewAssigned(), wanted: func() {}}
+	for _, i := range in.inits {
+		h.spool.PutInit(i)
+	}
+	return h, store
+}
+
+// delivered waits until all that was appended is durable.
+func (h *hubSide) delivered(t *testing.T, within time.Duration) {
+	t.Helper()
+	deadline := time.After(within)
+	for {
+		changed := h.spool.Changed()
+		n := h.spool.Stats().Chunks
+		if n == 0 {
+			return
+		}
+		select {
+		case <-changed:
+		case <-deadline:
+			t.Fatalf("%d chunks are not durable after %v", n, within)
+		}
+	}
+}
+
+// pushed runs chunks through the agent's lanes, a proxy and a worker, until all
+// of them are durable. disturb may do what it likes with the link meanwhile.
+func pushed(t *testing.T, in muxed, store *memory, disturb func(sp *spool.Spool, link *chaos.Proxy)) {
+	t.Helper()
+	w, link := newWorker(t, "w", store)
 	ctx, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -114,48 +211,36 @@ func pushed(t *testing.T, in muxed, store *memory, disturb func(sp *spool.Spool,
 			t.Error(err)
 		}
 	})
-
-	sp := spool.NewBudget(1 << 30).NewSpool()
-	for _, i := range in.inits {
-		sp.PutInit(i)
-	}
+	h, hub := newHub(t, in)
 	for _, c := range in.chunks {
-		sp.Append(c)
+		h.spool.Append(c)
 	}
 	last := in.chunks[len(in.chunks)-1]
-	sp.End(last.Epoch, last.Seq, "stopped")
-	assigned := uplink.NewAssigned()
-	assigned.Put(&wire.Assign{SID: "sid", Channel: "ch", Generation: 1, Worker: "w", WorkerURL: "ws://" + link.Addr(), Ticket: "ticket"})
-	lane := &uplink.Lane{
-		Kind: vms.LaneLive, Agent: "test", Source: laneSource{sp}, Assigned: assigned, Log: vmstest.Log(t),
-		WantWorker: func(wire.WantWorker) {}, OnState: func(error) {}, OnWatched: func(bool) {},
-	}
-	wg.Go(func() {
-		if err := lane.Run(ctx); err != nil {
-			t.Error(err)
-		}
-	})
+	h.spool.End(last.Epoch, last.Seq, "stopped")
+	h.assign("w", link, 1)
+	h.run(ctx, t, &wg, hub)
 	if disturb != nil {
-		disturb(sp, link)
+		disturb(h.spool, link)
 	}
-	deadline := time.After(60 * time.Second)
-	for sp.Stats().Chunks > 0 {
-		changed := sp.Changed()
-		if sp.Stats().Chunks == 0 {
-			break
-		}
-		select {
-		case <-changed:
-		case <-deadline:
-			t.Fatalf("%d of %d chunks are not durable after a minute", sp.Stats().Chunks, len(in.chunks))
-		}
-	}
+	h.delivered(t, time.Minute)
 }
 
-// laneSource is the spool as a lane sees it.
+// laneSource and laneCursor are the spool as a lane sees it.
 type laneSource struct{ *spool.Spool }
 
-func (s laneSource) Cursor(have []vms.ChunkRange) uplink.Cursor { return s.NewCursor(have) }
+func (s laneSource) Live(worker vms.Instance, have []vms.ChunkRange) uplink.Cursor {
+	return laneCursor{s.Spool.Live(worker, have)}
+}
+
+func (s laneSource) Backfill(worker vms.Instance, have []vms.ChunkRange, newestFirst bool) uplink.Cursor {
+	return laneCursor{s.Spool.Backfill(worker, have, newestFirst)}
+}
+
+type laneCursor struct{ *spool.Cursor }
+
+func (c laneCursor) HandOver(worker vms.Instance, have []vms.ChunkRange) uplink.Cursor {
+	return laneCursor{c.Cursor.HandOver(worker, have)}
+}
 
 // TestTwoWorkersMakeTheSameObjects: the same chunks through two workers, one of
 // them over a link that is cut again and again, give byte-identical objects

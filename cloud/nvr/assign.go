@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/zipato/vms/pkg/token"
 	"github.com/zipato/vms/pkg/vms"
@@ -68,7 +69,7 @@ func (n *NVR) Assign(ctx context.Context, s Session, hello *wire.SessionHello, l
 	if s.Generation, err = n.raise(ctx, s.SID); err != nil {
 		return nil, err
 	}
-	if err := n.attach(s, hello.Holding, link); err != nil {
+	if err := n.attach(s, hello, link); err != nil {
 		return nil, err
 	}
 	durable, err := n.durable(ctx, s.Channel, hello.Holding)
@@ -128,17 +129,22 @@ func (n *NVR) raise(ctx context.Context, sid vms.SID) (vms.Generation, error) {
 // assign picks a worker, prefers keep, avoids avoid unless there is no other,
 // and writes the ticket. Nil: there is none.
 func (n *NVR) assign(s Session, link StreamLink, keep, avoid vms.Instance, why string) (*wire.Assign, error) {
+	now := n.now()
 	n.mu.Lock()
 	w, ok := n.pick(keep, avoid)
 	ls := n.sessions[s.SID]
 	if ls != nil && ls.link == link {
-		ls.worker = w.ID
+		ls.worker, ls.ticketed = w.ID, now
 	}
 	n.mu.Unlock()
 	if !ok {
 		return nil, nil
 	}
-	now := n.now()
+	return n.assignment(s, w, why, now)
+}
+
+// assignment writes the ticket of session s for worker w.
+func (n *NVR) assignment(s Session, w vms.WorkerInfo, why string, now time.Time) (*wire.Assign, error) {
 	expires := now.Add(n.TicketTTL)
 	ticket, err := n.Tokens.SignPush(token.Push{Worker: w.ID, Channel: s.Channel, SID: s.SID, Hub: s.Hub, Generation: s.Generation, Expires: expires})
 	if err != nil {
@@ -149,6 +155,36 @@ func (n *NVR) assign(s Session, link StreamLink, keep, avoid vms.Instance, why s
 		Worker: w.ID, WorkerURL: w.PushURL, Ticket: ticket, TicketExpires: expires,
 		Why: why, Segment: n.Segment, RetentionSeconds: int64(n.Retention.Age.Seconds()), ServerTime: now,
 	}, nil
+}
+
+// renewTickets sends the sessions that are there a new ticket when half the life
+// of the old one is over, so that a lane which breaks opens again without us.
+// Nothing else changes: the worker and the generation are the same.
+func (n *NVR) renewTickets(context.Context) error {
+	type renewal struct {
+		Session
+		link   StreamLink
+		worker vms.WorkerInfo
+	}
+	now := n.now()
+	var due []renewal
+	n.mu.Lock()
+	for _, ls := range n.sessions {
+		w, ok := n.workers[ls.worker]
+		if ls.link != nil && ok && now.Sub(ls.ticketed) >= n.TicketTTL/2 {
+			ls.ticketed = now
+			due = append(due, renewal{ls.Session, ls.link, w})
+		}
+	}
+	n.mu.Unlock()
+	for _, r := range due {
+		a, err := n.assignment(r.Session, r.worker, "renew", now)
+		if err != nil {
+			return err // it is the signer that fails: the others would fare no better
+		}
+		r.link.Send(a)
+	}
+	return nil
 }
 
 // pick chooses the worker with the fewest sessions. n.mu is held.

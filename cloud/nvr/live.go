@@ -17,11 +17,19 @@ import (
 // what the hub holds is pending until it says otherwise. NVR.mu guards it.
 type liveSession struct {
 	Session
-	link   StreamLink // nil while the hub is away
-	lost   time.Time  // since when it is
-	worker vms.WorkerID
-	held   []wire.HeldRange
-	state  wire.StreamState
+	link     StreamLink // nil while the hub is away
+	lost     time.Time  // since when it is
+	worker   vms.WorkerID
+	ticketed time.Time // when the last ticket was written
+	epoch    vms.Epoch // what the agent writes, as far as it told; 0: nothing yet
+	held     []wire.HeldRange
+	state    wire.StreamState
+}
+
+// delivers reports whether the session only brings what its hub holds: somebody
+// has stopped its stream, and no camera runs for it.
+func (ls *liveSession) delivers() bool {
+	return ls.State == SessionEnded || ls.state.State == wire.StateStopped
 }
 
 // liveStream is what workers and agents say of a channel now. NVR.mu guards it.
@@ -42,7 +50,7 @@ func (n *NVR) stream(ch vms.ChannelID) *liveStream {
 
 // attach makes link the connection of session s, unless a newer generation is
 // there. The older one is told to go.
-func (n *NVR) attach(s Session, held []wire.HeldRange, link StreamLink) error {
+func (n *NVR) attach(s Session, hello *wire.SessionHello, link StreamLink) error {
 	n.mu.Lock()
 	ls := n.sessions[s.SID]
 	if ls == nil {
@@ -55,7 +63,8 @@ func (n *NVR) attach(s Session, held []wire.HeldRange, link StreamLink) error {
 		return fmt.Errorf("session %s: %w: a newer connection is there", s.SID, vms.ErrConflict)
 	}
 	old := ls.link
-	ls.Session, ls.link, ls.held, ls.worker, ls.state = s, link, held, "", wire.StreamState{}
+	ls.Session, ls.link, ls.worker, ls.state = s, link, "", wire.StreamState{}
+	ls.epoch, ls.held = hello.Epoch, hello.Holding
 	n.mu.Unlock()
 	if old != nil && old != link {
 		old.Replace()
@@ -124,6 +133,12 @@ func (n *NVR) Holding(ctx context.Context, s Session, m *wire.Holding) (*wire.Du
 	n.mu.Lock()
 	if ls := n.sessions[s.SID]; ls != nil {
 		ls.held = m.Ranges
+		var newest time.Time
+		for _, h := range m.Ranges {
+			if h.End.After(newest) {
+				newest, ls.epoch = h.End, h.Chunks.Epoch
+			}
+		}
 	}
 	n.mu.Unlock()
 	ranges, err := n.durable(ctx, s.Channel, m.Ranges)
@@ -178,16 +193,22 @@ func (n *NVR) State(ctx context.Context, s Session, m *wire.StreamState) error {
 	before := ls.state.State
 	ls.state = *m
 	n.mu.Unlock()
+	if s.State == SessionEnded {
+		return nil // whatever it says, it does not record
+	}
 	stopped := m.State == wire.StateStopped
 	if before != "" && stopped == (before == wire.StateStopped) {
 		return nil
 	}
 	// A stream that somebody stopped on the LAN misses nothing. One that the
-	// cloud wants does: its agent only ends, to be updated perhaps, and
-	// StopChannel notes its own stops.
+	// cloud wants does: its agent only ends, to be updated perhaps, or brings
+	// what it holds of an earlier session; and StopChannel notes its own stops.
 	if stopped {
+		if n.runs(s.Channel) {
+			return nil
+		}
 		row, err := n.Store.Channel(ctx, s.Channel)
-		if errors.Is(err, vms.ErrNotFound) || err == nil && row.Wanted && row.SID == s.SID {
+		if errors.Is(err, vms.ErrNotFound) || err == nil && row.Wanted {
 			return nil
 		}
 		if err != nil {
@@ -198,6 +219,23 @@ func (n *NVR) State(ctx context.Context, s Session, m *wire.StreamState) error {
 		return fmt.Errorf("state of channel %s: %w", s.Channel, err)
 	}
 	return nil
+}
+
+// runs reports whether a session of the channel is there that does more than
+// bring what its hub holds.
+func (n *NVR) runs(ch vms.ChannelID) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	st := n.streams[ch]
+	if st == nil {
+		return false
+	}
+	for _, ls := range st.sessions {
+		if ls.link != nil && !ls.delivers() {
+			return true
+		}
+	}
+	return false
 }
 
 // StreamStarted notes that a lane of a stream is up at a worker.
@@ -301,19 +339,31 @@ func (n *NVR) describe(c *Channel) {
 		c.State, c.Problem = wire.StateStreaming, ""
 		c.Streaming, c.StreamingSince, c.Worker = true, e.At, e.Worker
 	}
+	// What its agent says of the stream that runs; of one that has stopped only
+	// when none does. A hub that brings old footage says nothing of the channel.
 	var newest *liveSession
 	for _, ls := range st.sessions {
-		if ls.link != nil && ls.state.State != "" && (newest == nil || ls.Generation > newest.Generation) {
+		switch {
+		case ls.link == nil || ls.state.State == "" || ls.Session.State == SessionEnded:
+		case newest == nil, newest.delivers() && !ls.delivers(),
+			newest.delivers() == ls.delivers() && ls.Generation > newest.Generation:
 			newest = ls
 		}
 	}
-	if newest != nil {
+	if newest != nil && (!newest.delivers() || !c.Streaming) {
 		c.State, c.Problem = newest.state.State, newest.state.Problem
 	}
 }
 
-// pending lists what the hubs of a channel hold.
-func (n *NVR) pending(ch vms.ChannelID) (held, unreachable []vms.TimeRange) {
+// heldRange is what a hub holds, on the timeline.
+type heldRange struct {
+	vms.TimeRange
+	chunks vms.ChunkRange
+}
+
+// pending lists what the hubs of a channel hold, and what those hold that have
+// been away for too long.
+func (n *NVR) pending(ch vms.ChannelID) (held []heldRange, unreachable []vms.TimeRange) {
 	now := n.now()
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -322,12 +372,14 @@ func (n *NVR) pending(ch vms.ChannelID) (held, unreachable []vms.TimeRange) {
 		return nil, nil
 	}
 	for _, ls := range st.sessions {
-		out := &held
-		if ls.link == nil && now.Sub(ls.lost) > n.UnreachableAfter {
-			out = &unreachable
-		}
+		away := ls.link == nil && now.Sub(ls.lost) > n.UnreachableAfter
 		for _, h := range ls.held {
-			*out = append(*out, vms.TimeRange{Start: h.Start.UTC(), End: h.End.UTC()})
+			r := vms.TimeRange{Start: h.Start.UTC(), End: h.End.UTC()}
+			if away {
+				unreachable = append(unreachable, r)
+			} else {
+				held = append(held, heldRange{r, h.Chunks})
+			}
 		}
 	}
 	return held, unreachable

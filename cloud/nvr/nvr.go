@@ -58,7 +58,9 @@ type Config struct {
 	// off now. It must not block long.
 	Revoked func([]vms.SID)
 
-	UnreachableAfter time.Duration // what a silent hub holds counts as pending for so long: 24 h
+	// UnreachableAfter is for how long what a silent hub holds counts as pending,
+	// and its unfinished recordings wait for the rest: 24 h.
+	UnreachableAfter time.Duration
 
 	SweepEvery     time.Duration // retention: 1 min
 	ReconcileEvery time.Duration // listing the bucket: 1 h
@@ -80,12 +82,14 @@ type NVR struct {
 	enrols   *limiter
 	bus      bus
 	kicks    kicks // hubs whose wanted streams Run must start
+	started  time.Time
 
 	mu       sync.Mutex // guards what follows; never held across a call out
 	workers  map[vms.WorkerID]vms.WorkerInfo
 	hubs     map[vms.HubID]HubLink
 	sessions map[vms.SID]*liveSession
 	streams  map[vms.ChannelID]*liveStream
+	tidied   PartEpoch // the last one that AbandonedParts has come to
 }
 
 // New checks the configuration and returns an NVR.
@@ -129,6 +133,7 @@ func New(c Config) (*NVR, error) {
 		verifier: c.Tokens.Verifier(),
 		nonces:   newNonces(c.Clock),
 		enrols:   newLimiter(c.Clock, 10, 50),
+		started:  c.Clock(),
 		kicks:    kicks{hubs: make(map[vms.HubID]bool), ring: make(chan struct{}, 1)},
 		workers:  make(map[vms.WorkerID]vms.WorkerInfo),
 		hubs:     make(map[vms.HubID]HubLink),
@@ -147,19 +152,20 @@ func setDefault(d *time.Duration, v time.Duration) {
 func (n *NVR) now() time.Time { return n.Clock().UTC().Truncate(time.Microsecond) }
 
 // Run does what no caller asks for, until ctx ends: it lists the bucket at the
-// start and from time to time, sweeps what retention has no place for, and
-// starts the streams that a hub which came back should run.
+// start and from time to time, sweeps what retention has no place for, renews
+// tickets, and starts the streams that a hub which came back should run.
 func (n *NVR) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { n.every(ctx, n.ReconcileEvery, "reconcile", n.Reconcile) })
 	wg.Go(func() { n.every(ctx, n.SweepEvery, "sweep", n.Sweep) })
+	wg.Go(func() { n.every(ctx, max(n.TicketTTL/20, time.Millisecond), "renew tickets", n.renewTickets) })
 	wg.Go(func() { n.startLoop(ctx) })
 	wg.Wait()
 	return nil
 }
 
 // every calls f now and then once per period. A failure is logged and waits
-// for the next turn: both jobs pick up where they stopped.
+// for the next turn: each job picks up where it stopped.
 func (n *NVR) every(ctx context.Context, period time.Duration, what string, f func(context.Context) error) {
 	t := time.NewTicker(period)
 	defer t.Stop()

@@ -44,7 +44,8 @@ type Store interface {
 	UpdateChannel(ctx context.Context, acct vms.AccountID, id vms.ChannelID, change func(*ChannelRow) error) (ChannelRow, error)
 	// DeleteChannel takes a channel off the lists, revokes its sessions (whose
 	// ids it returns), forgets its camera and gaps, and makes garbage of its
-	// recordings. ErrNotFound.
+	// recordings; what was kept for those who have a URL may go at once, too.
+	// ErrNotFound.
 	DeleteChannel(ctx context.Context, acct vms.AccountID, id vms.ChannelID, now time.Time) ([]vms.SID, error)
 	// SetIdle notes from when to when nobody wanted a channel to record, so
 	// that a stop is not taken for a loss. Saying it twice changes nothing.
@@ -63,9 +64,10 @@ type Store interface {
 	// it to the session. ErrNotFound when the session is gone or revoked.
 	NextGeneration(ctx context.Context, sid vms.SID) (vms.Generation, error)
 
-	// PutRecording registers an object: see Verdict. ErrNotFound: the channel
-	// was never here.
-	PutRecording(ctx context.Context, r vms.Recording, now time.Time) (Verdict, error)
+	// PutRecording registers an object where Place puts it: see Verdict. The
+	// objects of what it supersedes are kept for keep, because somebody may have
+	// a URL of them. ErrNotFound: the channel was never here.
+	PutRecording(ctx context.Context, r vms.Recording, now time.Time, keep time.Duration) (Verdict, error)
 	// Recordings lists at most limit recordings of a channel that have a part
 	// in [from, to), by start and key, from the one that the cursor names on.
 	// It may rely on no recording being longer than MaxRecording.
@@ -76,6 +78,12 @@ type Store interface {
 	// RecordedChunks lists the chunk ranges of the recordings of a channel
 	// that touch r.
 	RecordedChunks(ctx context.Context, ch vms.ChannelID, r vms.ChunkRange, limit int) ([]vms.ChunkRange, error)
+	// Parts lists the provisional recordings of some epochs of a channel, by
+	// epoch and first chunk.
+	Parts(ctx context.Context, ch vms.ChannelID, epochs []vms.Epoch) ([]vms.Recording, error)
+	// PartEpochs lists the epochs that have parts, of all channels, by channel
+	// and epoch.
+	PartEpochs(ctx context.Context) ([]PartEpoch, error)
 	// HasRecording reports whether a row or a garbage row has this key.
 	HasRecording(ctx context.Context, key string) (bool, error)
 	// PutGaps adds gaps, or replaces those with the same channel and id, and
@@ -95,14 +103,22 @@ type Store interface {
 	// and sessions made before unclaimed that no hub has claimed. Enrolment
 	// codes that expired before unclaimed go too.
 	Forget(ctx context.Context, cutoff, unclaimed time.Time) error
-	// Garbage lists keys whose objects are to be deleted, oldest first.
-	Garbage(ctx context.Context, limit int) ([]string, error)
+	// Garbage lists keys whose objects are to be deleted now, oldest first.
+	Garbage(ctx context.Context, now time.Time, limit int) ([]string, error)
 	// GarbageGone drops a garbage row: its object is gone.
 	GarbageGone(ctx context.Context, key string) error
 }
 
 // CodeHash is the SHA-256 of an enrolment code; the code itself is not kept.
 type CodeHash [32]byte
+
+// PartEpoch is an epoch of a channel that has provisional recordings.
+type PartEpoch struct {
+	Channel vms.ChannelID
+	Epoch   vms.Epoch
+	// End is where the last of them ends, Registered when the last one came.
+	End, Registered time.Time
+}
 
 // Cursor is where a list goes on: after the row with this time and id. The
 // zero Cursor is the beginning.
@@ -160,7 +176,9 @@ type Session struct {
 // channel never overlap:
 //   - the same key with the same chunks and checksum is the same: no news;
 //   - of two where one has all chunks of the other the one with more stays, the
-//     other key becomes garbage;
+//     other key becomes garbage; so the whole takes the place of its parts;
+//   - a part whose chunks are all in others together becomes garbage; one that
+//     shares some chunks only, which are the same bytes then, stays for the time;
 //   - a garbage row, or a deleted channel, means the object is to go: no news,
 //     and the garbage row makes sure that it goes;
 //   - anything else that overlaps, and a known key with other content, is a

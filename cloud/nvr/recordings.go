@@ -3,7 +3,6 @@ package nvr
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/zipato/vms/pkg/vms"
@@ -44,8 +43,9 @@ func (n *NVR) Recordings(ctx context.Context, acct vms.AccountID, id vms.Channel
 		return fail(err)
 	}
 	p := Page{Recordings: make([]Recording, 0, min(len(recs), limit))}
+	var next *vms.Recording
 	if len(recs) > limit { // the page ends where the next one begins
-		next := recs[limit]
+		next = &recs[limit]
 		recs, w.End = recs[:limit], next.Start
 		p.NextCursor = Cursor{next.Start, next.Key}.String()
 	}
@@ -53,7 +53,7 @@ func (n *NVR) Recordings(ctx context.Context, acct vms.AccountID, id vms.Channel
 	if err := n.fillTimeline(ctx, &p, row, recs, held, unreachable); err != nil {
 		return fail(err)
 	}
-	for _, r := range recs {
+	for _, r := range apart(recs, next) {
 		url, expires, err := n.Objects.PresignGet(ctx, r.Key, n.URLTTL, "") // no file name: it plays, it is not saved
 		if err != nil {
 			return fail(fmt.Errorf("presign %s: %w", r.Key, err))
@@ -64,7 +64,7 @@ func (n *NVR) Recordings(ctx context.Context, acct vms.AccountID, id vms.Channel
 }
 
 // fillTimeline adds what lies between the recordings of a page.
-func (n *NVR) fillTimeline(ctx context.Context, p *Page, row ChannelRow, recs []vms.Recording, held, unreachable []vms.TimeRange) error {
+func (n *NVR) fillTimeline(ctx context.Context, p *Page, row ChannelRow, recs []vms.Recording, held []heldRange, unreachable []vms.TimeRange) error {
 	id := row.ID
 	w := vms.TimeRange{Start: p.From, End: p.To}
 	if !w.Start.Before(w.End) {
@@ -99,11 +99,7 @@ func (n *NVR) fillTimeline(ctx context.Context, p *Page, row ChannelRow, recs []
 	for _, r := range unreachable {
 		gaps = append(gaps, vms.Gap{ID: derivedID(r), Cause: vms.CauseHubUnreachable, TimeRange: r})
 	}
-	var next *vms.Recording
-	if after == nil && len(all) > 0 {
-		next = n.nextHeld(id, all[len(all)-1])
-	}
-	p.Gaps, p.Pending = timeline(w, all, next, gaps, idle, held)
+	p.Gaps, p.Pending = timeline(w, all, after == nil, gaps, idle, held)
 	return nil
 }
 
@@ -125,47 +121,17 @@ func (n *NVR) window(q RecordingQuery) (vms.TimeRange, error) {
 	return w, nil
 }
 
-// nextHeld returns the oldest that the channel's hub holds behind r, if it is of
-// another epoch: one of the same may only not be registered yet.
-func (n *NVR) nextHeld(id vms.ChannelID, r vms.Recording) *vms.Recording {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	st := n.streams[id]
-	if st == nil {
-		return nil
-	}
-	var next *vms.Recording
-	for _, ls := range st.sessions {
-		for _, h := range ls.held {
-			if !h.Start.Before(r.End) && (next == nil || h.Start.Before(next.Start)) {
-				next = &vms.Recording{Chunks: h.Chunks, Start: h.Start.UTC(), End: h.End.UTC()}
-			}
-		}
-	}
-	if next == nil || next.Chunks.Epoch == r.Chunks.Epoch {
-		return nil
-	}
-	return next
-}
-
 // silentAfter is how long nothing may be known of a wanted channel before that
 // is a gap: hubs tell what they hold every few seconds.
 const silentAfter = 30 * time.Second
 
 // silence is the time from the last that is known of a channel until now, while
-// its hub has no session for it: what the hub holds of it may still arrive, and
+// no hub runs it: what the hub holds of it may still arrive, and
 // takes its place then.
-func (n *NVR) silence(id vms.ChannelID, recs []vms.Recording, gaps []vms.Gap, idle, held []vms.TimeRange) []vms.TimeRange {
-	n.mu.Lock()
-	if st := n.streams[id]; st != nil {
-		for _, ls := range st.sessions {
-			if ls.link != nil {
-				n.mu.Unlock()
-				return nil
-			}
-		}
+func (n *NVR) silence(id vms.ChannelID, recs []vms.Recording, gaps []vms.Gap, idle []vms.TimeRange, held []heldRange) []vms.TimeRange {
+	if n.runs(id) {
+		return nil
 	}
-	n.mu.Unlock()
 	var last time.Time
 	known := func(t time.Time) {
 		if t.After(last) {
@@ -178,8 +144,11 @@ func (n *NVR) silence(id vms.ChannelID, recs []vms.Recording, gaps []vms.Gap, id
 	for _, g := range gaps {
 		known(g.End)
 	}
-	for _, r := range slices.Concat(idle, held) {
+	for _, r := range idle {
 		known(r.End)
+	}
+	for _, h := range held {
+		known(h.End)
 	}
 	now := n.now()
 	if last.IsZero() || now.Sub(last) < silentAfter {

@@ -20,11 +20,12 @@ const MaxRecording = time.Hour
 // maxSeq is more chunks than an epoch can have, and still a number for SQL and JSON.
 const maxSeq = 1 << 53
 
-// recordingPrefix is where recordings live in the bucket.
-const recordingPrefix = "recordings/"
+// prefixes are where recordings, and parts of them, live in the bucket.
+var prefixes = []string{"recordings/", "parts/"}
 
-// RecordingUploaded registers what a worker stored and verified. nil means
-// that the row is there for good, or that the object is not wanted any more.
+// RecordingUploaded registers what a worker stored and verified, a part as
+// well. nil means that all its chunks are registered for good, if not by this
+// object then by others, or that it is not wanted any more.
 func (n *NVR) RecordingUploaded(ctx context.Context, r vms.Recording) error {
 	return n.register(ctx, r)
 }
@@ -42,7 +43,7 @@ func (n *NVR) ObjectCreated(ctx context.Context, key string) error {
 	case errors.Is(err, vms.ErrNotFound):
 		return nil
 	case errors.Is(err, vms.ErrInvalid):
-		n.Log.Error("object under recordings/ is not a recording", "key", key, "err", err)
+		n.Log.Error("object is in the place of a recording and is none", "key", key, "err", err)
 		return nil
 	case err != nil:
 		return fmt.Errorf("look at object %s: %w", key, err)
@@ -62,22 +63,24 @@ func (n *NVR) ObjectCreated(ctx context.Context, key string) error {
 // Reconcile lists the bucket and registers what no notice told us of.
 func (n *NVR) Reconcile(ctx context.Context) error {
 	seen, added := 0, 0
-	for key, err := range n.Objects.List(ctx, recordingPrefix, "") {
-		if err != nil {
-			return fmt.Errorf("list bucket: %w", err)
+	for _, prefix := range prefixes { // wholes first: parts that they supersede are not announced then
+		for key, err := range n.Objects.List(ctx, prefix, "") {
+			if err != nil {
+				return fmt.Errorf("list bucket: %w", err)
+			}
+			seen++
+			known, err := n.Store.HasRecording(ctx, key)
+			if err != nil {
+				return fmt.Errorf("reconcile %s: %w", key, err)
+			}
+			if known {
+				continue
+			}
+			if err := n.ObjectCreated(ctx, key); err != nil {
+				return fmt.Errorf("reconcile: %w", err)
+			}
+			added++
 		}
-		seen++
-		known, err := n.Store.HasRecording(ctx, key)
-		if err != nil {
-			return fmt.Errorf("reconcile %s: %w", key, err)
-		}
-		if known {
-			continue
-		}
-		if err := n.ObjectCreated(ctx, key); err != nil {
-			return fmt.Errorf("reconcile: %w", err)
-		}
-		added++
 	}
 	n.Log.Debug("bucket reconciled", "objects", seen, "unknown", added)
 	return nil
@@ -89,7 +92,8 @@ func (n *NVR) register(ctx context.Context, r vms.Recording) error {
 	if err := validRecording(&r); err != nil {
 		return err
 	}
-	v, err := n.Store.PutRecording(ctx, r, n.now())
+	now := n.now()
+	v, err := n.Store.PutRecording(ctx, r, now, n.keep(r, now))
 	if err != nil {
 		return fmt.Errorf("register %s: %w", r.Key, err)
 	}
@@ -106,6 +110,20 @@ func (n *NVR) register(ctx context.Context, r vms.Recording) error {
 	n.publish(Event{Type: EventRecording, Account: row.Account, Channel: r.Channel, Rec: &r})
 	n.tellDurable(r)
 	return nil
+}
+
+// keepSlack is for the answers that are being written while a recording is
+// superseded: their URLs begin to live a little later.
+const keepSlack = time.Minute
+
+// keep is for how long the objects of what r supersedes stay: until nobody has
+// a URL of them any more, and never longer than retention keeps r itself.
+func (n *NVR) keep(r vms.Recording, now time.Time) time.Duration {
+	d := n.URLTTL + keepSlack
+	if n.Retention.Age > 0 {
+		d = min(d, r.End.Add(n.Retention.Age).Sub(now))
+	}
+	return max(d, 0)
 }
 
 // tellDurable lets the agents of a channel free what is in S3, whatever became
@@ -133,11 +151,15 @@ func validRecording(r *vms.Recording) error {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("recording %.200q: %w: %s", r.Key, vms.ErrInvalid, fmt.Sprintf(format, args...))
 	}
+	want := vms.RecordingKey(r.Channel, r.Start, r.Number)
+	if r.Provisional() {
+		want = vms.PartKey(r.Channel, r.Chunks, r.Number)
+	}
 	switch {
 	case !vms.ValidID(r.Channel):
 		return bad("no channel")
-	case r.Key != vms.RecordingKey(r.Channel, r.Start, r.Number):
-		return bad("its key should be %s", vms.RecordingKey(r.Channel, r.Start, r.Number))
+	case r.Key != want:
+		return bad("its key should be %s", want)
 	case r.Chunks.Epoch == 0 || r.Chunks.First == 0 || r.Chunks.First > r.Chunks.Last || r.Chunks.Last > maxSeq:
 		return bad("chunks %s", r.Chunks)
 	case !r.Start.Before(r.End) || r.End.Sub(r.Start) > MaxRecording:

@@ -233,7 +233,7 @@ func TestSweepSurvivesACrashAtEveryStep(t *testing.T) {
 			if !slices.Equal(listed(), []string{young.Key}) || !slices.Equal(w.Objects.Keys(), []string{young.Key}) {
 				t.Errorf("listed %v, in the bucket %v, want only the young one", listed(), w.Objects.Keys())
 			}
-			if g, err := w.Store.Garbage(t.Context(), 10); err != nil || len(g) != 0 {
+			if g, err := w.Store.Garbage(t.Context(), w.Clock.Now(), 10); err != nil || len(g) != 0 {
 				t.Errorf("garbage rows left: %v, %v", g, err)
 			}
 		})

@@ -55,7 +55,7 @@ func (n *NVR) clearGarbage(ctx context.Context) error {
 		}
 	}()
 	for {
-		keys, err := n.Store.Garbage(ctx, sweepBatch)
+		keys, err := n.Store.Garbage(ctx, n.now(), sweepBatch)
 		if err != nil {
 			return fmt.Errorf("list garbage: %w", err)
 		}

@@ -29,9 +29,9 @@ const (
 // A hole between two recordings that nothing explains becomes a gap of its
 // own: between two epochs the agent restarted; inside one the cause is unknown.
 //
-// next, which may be nil, stands for the oldest that a hub holds behind the last
-// recording, so that a hole before it is told before it is recorded.
-func timeline(window vms.TimeRange, recs []vms.Recording, next *vms.Recording, declared []vms.Gap, idle, held []vms.TimeRange) (gaps []vms.Gap, pending []vms.TimeRange) {
+// newest says that no recording comes after recs: what hubs hold behind them
+// then counts like a recording, so that a hole before it is told at once.
+func timeline(window vms.TimeRange, recs []vms.Recording, newest bool, declared []vms.Gap, idle []vms.TimeRange, held []heldRange) (gaps []vms.Gap, pending []vms.TimeRange) {
 	var recorded ranges
 	for _, r := range recs {
 		recorded = append(recorded, vms.TimeRange{Start: r.Start, End: r.End})
@@ -59,13 +59,18 @@ func timeline(window vms.TimeRange, recs []vms.Recording, next *vms.Recording, d
 		}
 	}
 	taken := append(lost, recorded...).union() // what has its place on the timeline already
-	pending = ranges(held).union().clip(window).minus(taken).visible()
+	var buffered ranges
+	for _, h := range held {
+		buffered = append(buffered, h.TimeRange)
+	}
+	pending = buffered.union().clip(window).minus(taken).visible()
 
 	explained := append(slices.Clone(taken), pending...)
-	if next != nil {
-		recs = append(slices.Clone(recs), *next)
+	missing := holes(recs)
+	if newest {
+		missing = append(missing, holesBehind(recs, held)...)
 	}
-	for _, h := range holes(recs) {
+	for _, h := range missing {
 		explained := append(slices.Clone(explained), settled(idle, h.TimeRange)...).union()
 		for _, p := range clip(h.TimeRange, window).minus(explained).visible() {
 			gaps = append(gaps, vms.Gap{ID: derivedID(p), Cause: h.cause, TimeRange: p, Chunks: h.chunks})
@@ -97,6 +102,28 @@ func holes(recs []vms.Recording) []hole {
 			}
 		}
 		out = append(out, h)
+	}
+	return out
+}
+
+// holesBehind lists the times between the last recording and what hubs hold
+// behind it, and between that, where the epoch changes: inside one, what is
+// neither held nor recorded may only not be registered yet.
+func holesBehind(recs []vms.Recording, held []heldRange) []hole {
+	var last heldRange
+	if k := len(recs) - 1; k >= 0 {
+		last = heldRange{vms.TimeRange{Start: recs[k].Start, End: recs[k].End}, recs[k].Chunks}
+	}
+	held = slices.Clone(held)
+	slices.SortStableFunc(held, func(a, b heldRange) int { return a.Start.Compare(b.Start) })
+	var out []hole
+	for _, h := range held {
+		if last.chunks.Epoch != 0 && h.chunks.Epoch != last.chunks.Epoch && h.Start.Sub(last.End) >= shortest {
+			out = append(out, hole{TimeRange: vms.TimeRange{Start: last.End, End: h.Start}, cause: vms.CauseAgentRestarted})
+		}
+		if h.End.After(last.End) {
+			last = h
+		}
 	}
 	return out
 }

@@ -22,6 +22,11 @@ func recorded(epoch vms.Epoch, from, to float64, first, last uint64) vms.Recordi
 	return vms.Recording{Start: at(from), End: at(to), Chunks: vms.ChunkRange{Epoch: epoch, First: first, Last: last}}
 }
 
+// holds is what a hub holds of an epoch.
+func holds(epoch vms.Epoch, from, to float64) heldRange {
+	return heldRange{span(from, to), vms.ChunkRange{Epoch: epoch, First: 1, Last: 1}}
+}
+
 func declared(id vms.GapID, from, to float64) vms.Gap {
 	return vms.Gap{ID: id, Cause: vms.CauseCameraOffline, TimeRange: span(from, to)}
 }
@@ -48,12 +53,14 @@ func show(gaps []vms.Gap, pending []vms.TimeRange) string {
 
 func TestTimeline(t *testing.T) {
 	for _, tt := range []struct {
-		name       string
-		window     vms.TimeRange
-		recs       []vms.Recording
-		gaps       []vms.Gap
-		idle, held []vms.TimeRange
-		want       string
+		name   string
+		window vms.TimeRange
+		recs   []vms.Recording
+		gaps   []vms.Gap
+		idle   []vms.TimeRange
+		held   []heldRange
+		more   bool // recordings follow
+		want   string
 	}{
 		{name: "abutting recordings leave nothing", recs: []vms.Recording{recorded(1, 0, 30, 1, 30), recorded(1, 30, 60, 31, 60)}},
 		{
@@ -102,14 +109,57 @@ func TestTimeline(t *testing.T) {
 			name: "gap beats pending",
 			recs: []vms.Recording{recorded(1, 0, 30, 1, 30)},
 			gaps: []vms.Gap{declared("g1", 40, 50)},
-			held: []vms.TimeRange{span(20, 60)},
+			held: []heldRange{holds(1, 20, 60)},
 			want: "g1 camera_offline 40-50; pending 30-40; pending 50-60",
 		},
 		{
 			name: "a hole that is pending is no gap",
 			recs: []vms.Recording{recorded(1, 0, 30, 1, 30), recorded(1, 60, 90, 61, 90)},
-			held: []vms.TimeRange{span(30, 50), span(50, 58)},
+			held: []heldRange{holds(1, 30, 50), holds(1, 50, 58)},
 			want: "derived unknown 58-60 31-60; pending 30-58",
+		},
+		{
+			name: "killed: what the old epoch has is pending, only the rest is lost",
+			recs: []vms.Recording{recorded(1, 0, 30, 1, 30), recorded(2, 100, 130, 1, 30)},
+			held: []heldRange{holds(1, 30, 60), holds(2, 130, 140)},
+			want: "derived agent_restarted 60-100; pending 30-60; pending 130-140",
+		},
+		{
+			name: "killed, and nothing of the new epoch recorded yet",
+			recs: []vms.Recording{recorded(1, 0, 30, 1, 30)},
+			held: []heldRange{holds(2, 100, 130), holds(1, 30, 60)},
+			want: "derived agent_restarted 60-100; pending 30-60; pending 100-130",
+		},
+		{
+			name: "killed twice before anything was recorded",
+			held: []heldRange{holds(1, 0, 30), holds(2, 40, 50), holds(3, 50, 60), holds(4, 65, 70)},
+			want: "derived agent_restarted 30-40; derived agent_restarted 60-65; pending 0-30; pending 40-60; pending 65-70",
+		},
+		{
+			name: "inside an epoch nothing is told before it is known",
+			recs: []vms.Recording{recorded(1, 0, 30, 1, 30)},
+			held: []heldRange{holds(1, 40, 60), holds(1, 70, 80)},
+			want: "pending 40-60; pending 70-80",
+		},
+		{
+			name: "inside an epoch the hub's word comes later",
+			recs: []vms.Recording{recorded(1, 0, 30, 1, 30), recorded(1, 40, 60, 41, 60)},
+			gaps: []vms.Gap{declared("g1", 30, 40)},
+			want: "g1 camera_offline 30-40",
+		},
+		{
+			name:   "behind the page others count",
+			window: span(0, 30),
+			recs:   []vms.Recording{recorded(1, 0, 20, 1, 20), recorded(1, 30, 40, 31, 40)},
+			held:   []heldRange{holds(1, 20, 30), holds(2, 100, 130)},
+			more:   true,
+			want:   "pending 20-30",
+		},
+		{
+			name: "parts that share chunks are recorded once",
+			recs: []vms.Recording{recorded(1, 0, 20, 1, 20), recorded(1, 10, 30, 11, 30), recorded(1, 30, 60, 31, 60)},
+			held: []heldRange{holds(1, 5, 70)},
+			want: "pending 60-70",
 		},
 		{
 			name: "a stop is no gap, nor the seconds around it",
@@ -150,7 +200,7 @@ func TestTimeline(t *testing.T) {
 			if w == (vms.TimeRange{}) {
 				w = span(0, 1000)
 			}
-			if got := show(timeline(w, tt.recs, nil, tt.gaps, tt.idle, tt.held)); got != tt.want {
+			if got := show(timeline(w, tt.recs, !tt.more, tt.gaps, tt.idle, tt.held)); got != tt.want {
 				t.Errorf("timeline = %q, want %q", got, tt.want)
 			}
 		})
@@ -165,7 +215,7 @@ func TestTimelineCoversEverySecondOnce(t *testing.T) {
 		const length = 120
 		var recs []vms.Recording
 		var gaps []vms.Gap
-		var held []vms.TimeRange
+		var held []heldRange
 		for s := 0; s < length; {
 			d := 1 + rnd.IntN(10)
 			recs = append(recs, recorded(vms.Epoch(1+rnd.IntN(2)), float64(s), float64(s+d), uint64(s+1), uint64(s+d)))
@@ -179,11 +229,11 @@ func TestTimelineCoversEverySecondOnce(t *testing.T) {
 			gaps = append(gaps, vms.Gap{ID: vms.GapID(fmt.Sprint("g", i)), Cause: vms.CauseBufferFull, TimeRange: random()})
 		}
 		for range rnd.IntN(6) {
-			held = append(held, random())
+			held = append(held, heldRange{random(), vms.ChunkRange{Epoch: vms.Epoch(1 + rnd.IntN(3)), First: 1, Last: 1}})
 		}
 		w := vms.TimeRange{Start: at(0), End: recs[len(recs)-1].End}
 		before := fmt.Sprint(recs, gaps, held)
-		outGaps, pending := timeline(w, recs, nil, gaps, nil, held)
+		outGaps, pending := timeline(w, recs, true, gaps, nil, held)
 		if after := fmt.Sprint(recs, gaps, held); after != before {
 			t.Fatalf("seed %d: timeline changed what it was given", seed)
 		}
@@ -193,7 +243,7 @@ func TestTimelineCoversEverySecondOnce(t *testing.T) {
 		for s := range int(w.Duration().Seconds()) {
 			want := "derived"
 			for _, h := range held {
-				if in(s, h) {
+				if in(s, h.TimeRange) {
 					want = "pending"
 				}
 			}

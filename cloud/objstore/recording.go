@@ -71,7 +71,7 @@ func RecordingMetadata(r vms.Recording) map[string]string {
 	return m
 }
 
-// ParseRecording tells which recording an object is, from its key and what
+// ParseRecording tells which recording, or part of one, an object is, from its key and what
 // Stat said of it. Anybody who may write to the bucket may have written the
 // object, so every value is checked, alone and against the others; what is
 // wrong is reported as vms.ErrInvalid.
@@ -106,6 +106,10 @@ func parseRecording(key string, o Object) (vms.Recording, error) {
 	if p.err != nil {
 		return vms.Recording{}, p.err
 	}
+	want := vms.RecordingKey(r.Channel, r.Start, r.Number)
+	if r.Provisional() {
+		want = vms.PartKey(r.Channel, r.Chunks, r.Number)
+	}
 	switch {
 	case !vms.ValidID(r.Channel):
 		return vms.Recording{}, fmt.Errorf("channel %.80q is not an id", r.Channel)
@@ -113,7 +117,7 @@ func parseRecording(key string, o Object) (vms.Recording, error) {
 		return vms.Recording{}, errors.New("ends before it starts")
 	case r.End.Sub(r.Start) > maxRecording:
 		return vms.Recording{}, fmt.Errorf("lasts %v, longer than %v", r.End.Sub(r.Start), maxRecording)
-	case key != vms.RecordingKey(r.Channel, r.Start, r.Number):
+	case key != want:
 		return vms.Recording{}, errors.New("the metadata belongs to another key")
 	case r.InitLen > r.HeadLen:
 		return vms.Recording{}, fmt.Errorf("init of %d bytes is longer than the head of %d", r.InitLen, r.HeadLen)

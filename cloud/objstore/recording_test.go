@@ -87,6 +87,30 @@ func TestRecordingMetadataGolden(t *testing.T) {
 	}
 }
 
+// A part says the same of itself, under a key that its chunks give it.
+func TestParsePart(t *testing.T) {
+	r, o := sample()
+	r.Key = vms.PartKey(r.Channel, r.Chunks, r.Number)
+	if err := objstore.CheckKey(r.Key); err != nil {
+		t.Errorf("CheckKey: %v", err)
+	}
+	got, err := objstore.ParseRecording(r.Key, o)
+	if err != nil || got != r || !got.Provisional() {
+		t.Errorf("ParseRecording = %+v, %v, want %+v", got, err, r)
+	}
+	for _, key := range []string{
+		vms.PartKey(r.Channel, vms.ChunkRange{Epoch: r.Chunks.Epoch, First: 1, Last: 2}, r.Number),
+		vms.PartKey(r.Channel, r.Chunks, 7),
+		vms.PartKey("ch_other", r.Chunks, r.Number),
+		"parts/" + strings.TrimPrefix(vms.RecordingKey(r.Channel, r.Start, r.Number), "recordings/"),
+		strings.Replace(r.Key, "parts/", "recordings/", 1),
+	} {
+		if got, err := objstore.ParseRecording(key, o); !errors.Is(err, vms.ErrInvalid) {
+			t.Errorf("ParseRecording(%s) = %+v, %v, want vms.ErrInvalid", key, got, err)
+		}
+	}
+}
+
 func TestParseRecordingRefuses(t *testing.T) {
 	set := func(k, v string) func(*string, *objstore.Object) {
 		return func(_ *string, o *objstore.Object) { o.Metadata[k] = v }

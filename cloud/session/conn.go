@@ -36,9 +36,11 @@ type conn struct {
 	s   nvr.Session
 	log *slog.Logger
 
-	out  chan []byte
-	quit chan struct{} // closed by stop: the writer empties out and closes
-	gone chan struct{} // closed when nothing of the session is left
+	out     chan []byte
+	quit    chan struct{} // closed by stop: the writer empties out and closes
+	gone    chan struct{} // closed when nothing of the session is left
+	greeted chan struct{} // closed when hello has come
+	boot    string        // which run of an agent it is; after greeted
 
 	ctx  context.Context // of all that the session does; kill ends it
 	kill func()          // ends the session at once, without a goodbye
@@ -64,7 +66,7 @@ func newConn(h *Handler, s nvr.Session) *conn {
 	ctx, kill := context.WithCancel(context.Background())
 	return &conn{
 		h: h, s: s, log: log, ctx: ctx, kill: kill,
-		out: make(chan []byte, queue), quit: make(chan struct{}), gone: make(chan struct{}),
+		out: make(chan []byte, queue), quit: make(chan struct{}), gone: make(chan struct{}), greeted: make(chan struct{}),
 		heard: make(chan struct{}), replies: make(map[string]chan wire.Reply),
 	}
 }
@@ -112,6 +114,11 @@ func (c *conn) read(ctx context.Context, ws *websocket.Conn) error {
 	hello, ok := m.(*wire.SessionHello)
 	if !ok {
 		return violation("the first message must be hello")
+	}
+	c.boot = hello.Boot
+	close(c.greeted)
+	if c.s.SID != "" && c.h.rivalled(ctx, c) {
+		return errRival
 	}
 	c.log.Info("session open", "agent", hello.Agent, "boot", hello.Boot)
 	if c.s.SID == "" {
@@ -345,6 +352,9 @@ func (c *conn) stop(code websocket.StatusCode, reason string) {
 	}
 }
 
+// errRival is a second agent with the identity of a hub.
+var errRival = errors.New("another agent is connected with the identity of this hub")
+
 // violation is an agent that does not keep to the protocol.
 type violation string
 
@@ -358,6 +368,8 @@ func closeFor(err error) (websocket.StatusCode, string) {
 	switch {
 	case errors.As(err, &v):
 		return websocket.StatusPolicyViolation, string(v)
+	case errors.Is(err, errRival):
+		return websocket.StatusPolicyViolation, errRival.Error()
 	case errors.Is(err, wire.ErrMalformed):
 		return websocket.StatusPolicyViolation, "malformed message"
 	case errors.As(err, &ref):

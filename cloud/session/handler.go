@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coder/websocket"
@@ -77,7 +78,8 @@ type Handler struct {
 	closed   bool
 	conns    map[*conn]struct{}
 	controls map[vms.HubID]*conn
-	wg       sync.WaitGroup // one per connection
+	streams  map[vms.SID]*conn // the newest of each session
+	wg       sync.WaitGroup    // one per connection
 }
 
 // New returns a Handler.
@@ -105,6 +107,7 @@ func New(c Config) *Handler {
 		hubs:      newLimiters(hubRate, hubBurst),
 		conns:     make(map[*conn]struct{}),
 		controls:  make(map[vms.HubID]*conn),
+		streams:   make(map[vms.SID]*conn),
 	}
 }
 
@@ -204,9 +207,70 @@ func (h *Handler) enter(ctx context.Context, c *conn) error {
 	}
 }
 
+// rivalled makes c the connection of its stream's session, unless another agent
+// speaks for the hub: one of another boot, on the control line or on this very
+// session, that answers a ping. What does not answer was left behind by an agent
+// that has been started again since, and is cut off.
+//
+// Nothing of the other agent's stream is touched before that is known.
+func (h *Handler) rivalled(ctx context.Context, c *conn) bool {
+	h.mu.Lock()
+	others := []*conn{h.controls[c.s.Hub], h.streams[c.s.SID]}
+	h.mu.Unlock()
+	var rival atomic.Bool
+	var wg sync.WaitGroup
+	for _, o := range others {
+		if o != nil {
+			wg.Go(func() {
+				if h.rivals(ctx, o, c) {
+					rival.Store(true)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	if rival.Load() {
+		h.Log.Warn("a second agent uses the identity of a hub, refused", "hub", c.s.Hub, "channel", c.s.Channel, "boot", c.boot)
+		return true
+	}
+	h.mu.Lock()
+	h.streams[c.s.SID] = c
+	h.mu.Unlock()
+	return false
+}
+
+// rivals reports whether o belongs to another agent than c, and answers.
+func (h *Handler) rivals(ctx context.Context, o, c *conn) bool {
+	t := time.NewTimer(h.ProbeWithin)
+	defer t.Stop()
+	select {
+	case <-o.greeted:
+	case <-o.gone:
+		return false
+	case <-t.C:
+		return false // it has not said who it is
+	case <-ctx.Done():
+		return false
+	}
+	if o.boot == c.boot || o.boot == "" || c.boot == "" {
+		return false
+	}
+	if o.answers(ctx, h.ProbeWithin) {
+		return true
+	}
+	if ctx.Err() == nil {
+		h.Log.Info("connection of an earlier agent does not answer, cut off", "hub", o.s.Hub, "sid", o.s.SID)
+		o.kill()
+	}
+	return false
+}
+
 func (h *Handler) leave(c *conn) {
 	h.mu.Lock()
 	delete(h.conns, c)
+	if h.streams[c.s.SID] == c {
+		delete(h.streams, c.s.SID)
+	}
 	if h.controls[c.s.Hub] == c {
 		delete(h.controls, c.s.Hub)
 	}

@@ -405,6 +405,33 @@ func TestStreamSession(t *testing.T) {
 	}
 }
 
+// A stream that was stopped while its hub was away: what the hub holds of it
+// is taken all the same.
+func TestEndedSessionStillDelivers(t *testing.T) {
+	s := start(t, nil)
+	s.RegisterWorker(worker)
+	h := s.hub(t, acct)
+	ch := s.Channel(t, acct, "")
+	st, err := s.StreamToken(t.Context(), acct, ch.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect[*wire.Assign](t, h.open(t, request{sid: string(st.SID), token: st.Token}, &wire.SessionHello{Boot: "boot_1"}))
+	if err := s.Store.EndSession(t.Context(), st.SID); err != nil {
+		t.Fatal(err)
+	}
+	now := s.Clock.Now()
+	held := []wire.HeldRange{{Chunks: vms.ChunkRange{Epoch: 4, First: 1, Last: 50}, Start: now.Add(-2 * time.Minute), End: now.Add(-time.Minute), Lane: vms.LaneBackfill}}
+	c := h.open(t, request{sid: string(st.SID)}, &wire.SessionHello{Boot: "boot_1", Holding: held}) // after a reboot: no token, no epoch
+	if a := expect[*wire.Assign](t, c); a.Generation != 2 || a.WorkerURL != worker.PushURL {
+		t.Errorf("assigned %+v", a)
+	}
+	p, err := s.Recordings(t.Context(), acct, ch.ID, nvr.RecordingQuery{})
+	if err != nil || len(p.Pending) != 1 || !p.Pending[0].Start.Equal(held[0].Start) {
+		t.Errorf("pending %+v, %v", p.Pending, err)
+	}
+}
+
 func TestControlLine(t *testing.T) {
 	s := start(t, func(c *session.Config) { c.ProbeWithin = 200 * time.Millisecond })
 	h := s.hub(t, acct)

@@ -147,6 +147,13 @@ func (s *Store) DeleteChannel(ctx context.Context, acct vms.AccountID, id vms.Ch
 			SELECT object_key, $1 FROM recordings WHERE channel_id = $2 ON CONFLICT DO NOTHING`, micros(now), id); err != nil {
 			return err
 		}
+		for _, prefix := range []string{"recordings/", "parts/"} { // superseded, and kept for those who have a URL
+			prefix += string(id) + "/"
+			if _, err := exec(ctx, tx, `UPDATE garbage SET not_before = 0 WHERE not_before <> 0 AND substr(object_key, 1, $1) = $2`,
+				len(prefix), prefix); err != nil {
+				return err
+			}
+		}
 		for _, q := range []string{
 			`DELETE FROM recordings WHERE channel_id = $1`,
 			`DELETE FROM gaps WHERE channel_id = $1`,

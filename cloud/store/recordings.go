@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/zipato/vms/cloud/nvr"
@@ -36,7 +38,7 @@ func scanRecording(row scanner) (vms.Recording, error) {
 }
 
 // PutRecording implements nvr.Store.
-func (s *Store) PutRecording(ctx context.Context, r vms.Recording, now time.Time) (v nvr.Verdict, err error) {
+func (s *Store) PutRecording(ctx context.Context, r vms.Recording, now time.Time, keep time.Duration) (v nvr.Verdict, err error) {
 	if r.Chunks.Last > math.MaxInt64 {
 		return v, fmt.Errorf("%w: chunk %d", vms.ErrInvalid, r.Chunks.Last)
 	}
@@ -59,7 +61,7 @@ func (s *Store) PutRecording(ctx context.Context, r vms.Recording, now time.Time
 		case err != nil && !errors.Is(err, vms.ErrNotFound):
 			return err
 		}
-		v, err = place(ctx, tx, r, now)
+		v, err = place(ctx, tx, r, now, keep)
 		if err != nil || !v.News {
 			return err
 		}
@@ -79,37 +81,38 @@ func isGarbage(ctx context.Context, tx *sql.Tx, r vms.Recording, now time.Time) 
 	if err != nil || deleted == 0 {
 		return false, err
 	}
-	return true, discard(ctx, tx, r.Key, now)
+	return true, discard(ctx, tx, r.Key, now, 0)
 }
 
-// place compares r with the recordings that it overlaps and clears those away
+// place puts r among the recordings that it overlaps, and clears those away
 // that it supersedes.
-func place(ctx context.Context, tx *sql.Tx, r vms.Recording, now time.Time) (nvr.Verdict, error) {
-	others, err := list(ctx, tx, scanRecording, `SELECT `+recordingColumns+` FROM recordings
-		WHERE channel_id = $1 AND start_at < $2 AND start_at >= $3 AND end_at > $4 AND object_key <> $5
-		ORDER BY start_at, object_key`,
-		r.Channel, micros(r.End), micros(r.Start.Add(-nvr.MaxRecording)), micros(r.Start), r.Key)
+func place(ctx context.Context, tx *sql.Tx, r vms.Recording, now time.Time, keep time.Duration) (nvr.Verdict, error) {
+	near := func(t vms.TimeRange) ([]vms.Recording, error) {
+		return list(ctx, tx, scanRecording, `SELECT `+recordingColumns+` FROM recordings
+			WHERE channel_id = $1 AND start_at < $2 AND start_at >= $3 AND end_at > $4 AND object_key <> $5
+			ORDER BY start_at, object_key`,
+			r.Channel, micros(t.End), micros(t.Start.Add(-nvr.MaxRecording)), micros(t.Start), r.Key)
+	}
+	own := vms.TimeRange{Start: r.Start, End: r.End}
+	others, err := near(own)
 	if err != nil {
 		return nvr.Verdict{}, err
 	}
-	v := nvr.Verdict{News: true}
-	var smaller []string
-	for _, o := range others {
-		switch {
-		case o.Chunks.Contains(r.Chunks):
-			return nvr.Verdict{}, discard(ctx, tx, r.Key, now)
-		case r.Chunks.Contains(o.Chunks):
-			smaller = append(smaller, o.Key)
-		case v.Conflict == "":
-			v.Conflict = o.Key
-		}
-	}
-	for _, key := range smaller {
-		if err := discard(ctx, tx, key, now); err != nil {
+	if t := nvr.Reach(r, others); t != own { // most often there are no parts
+		if others, err = near(t); err != nil {
 			return nvr.Verdict{}, err
 		}
 	}
-	return v, nil
+	p := nvr.Place(r, others)
+	if p.Drop {
+		return nvr.Verdict{}, discard(ctx, tx, r.Key, now, 0)
+	}
+	for _, key := range p.Superseded {
+		if err := discard(ctx, tx, key, now, keep); err != nil {
+			return nvr.Verdict{}, err
+		}
+	}
+	return nvr.Verdict{News: true, Conflict: p.Conflict}, nil
 }
 
 // insertRecording adds the row, or writes it over a smaller one of the same key.
@@ -125,9 +128,15 @@ func insertRecording(ctx context.Context, tx *sql.Tx, r vms.Recording, now time.
 	return err
 }
 
-// discard makes garbage of a key, and takes its row away if it has one.
-func discard(ctx context.Context, tx *sql.Tx, key string, now time.Time) error {
-	if _, err := exec(ctx, tx, `INSERT INTO garbage (object_key, created_at) VALUES ($1, $2) ON CONFLICT DO NOTHING`, key, micros(now)); err != nil {
+// discard makes garbage of a key, whose object may go after keep, and takes its
+// row away if it has one.
+func discard(ctx context.Context, tx *sql.Tx, key string, now time.Time, keep time.Duration) error {
+	var notBefore time.Time
+	if keep > 0 {
+		notBefore = now.Add(keep)
+	}
+	if _, err := exec(ctx, tx, `INSERT INTO garbage (object_key, created_at, not_before) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
+		key, micros(now), micros(notBefore)); err != nil {
 		return err
 	}
 	_, err := exec(ctx, tx, `DELETE FROM recordings WHERE object_key = $1`, key)
@@ -174,6 +183,48 @@ func (s *Store) RecordedChunks(ctx context.Context, ch vms.ChannelID, c vms.Chun
 	}, `SELECT first_seq, last_seq FROM recordings
 		WHERE channel_id = $1 AND epoch = $2 AND first_seq <= $3 AND last_seq >= $4 ORDER BY first_seq LIMIT $5`,
 		ch, c.Epoch.String(), int64(min(c.Last, math.MaxInt64)), int64(min(c.First, math.MaxInt64)), limit)
+}
+
+// isPart is the condition of the index recordings_parts, word for word.
+const isPart = `substr(object_key, 1, 6) = 'parts/'`
+
+// Parts implements nvr.Store.
+func (s *Store) Parts(ctx context.Context, ch vms.ChannelID, epochs []vms.Epoch) ([]vms.Recording, error) {
+	const batch = 500 // parameters of one query
+	epochs = slices.Clone(epochs)
+	slices.Sort(epochs) // as their texts do
+	var out []vms.Recording
+	for some := range slices.Chunk(slices.Compact(epochs), batch) {
+		args, marks := []any{ch}, make([]string, 0, len(some))
+		for _, e := range some {
+			args = append(args, e.String())
+			marks = append(marks, fmt.Sprintf("$%d", len(args)))
+		}
+		rs, err := list(ctx, s.r, scanRecording, `SELECT `+recordingColumns+` FROM recordings
+			WHERE `+isPart+` AND channel_id = $1 AND epoch IN (`+strings.Join(marks, ", ")+`) ORDER BY epoch, first_seq, last_seq`, args...)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, rs...)
+	}
+	return out, nil
+}
+
+// PartEpochs implements nvr.Store.
+func (s *Store) PartEpochs(ctx context.Context) ([]nvr.PartEpoch, error) {
+	return list(ctx, s.r, func(r scanner) (nvr.PartEpoch, error) {
+		var p nvr.PartEpoch
+		var epoch string
+		var end, registered int64
+		if err := r.Scan(&p.Channel, &epoch, &end, &registered); err != nil {
+			return p, err
+		}
+		p.End, p.Registered = instant(end), instant(registered)
+		var err error
+		p.Epoch, err = vms.ParseEpoch(epoch)
+		return p, err
+	}, `SELECT channel_id, epoch, MAX(end_at), MAX(registered_at) FROM recordings
+		WHERE `+isPart+` GROUP BY channel_id, epoch ORDER BY channel_id, epoch`)
 }
 
 // HasRecording implements nvr.Store.

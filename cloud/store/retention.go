@@ -33,7 +33,7 @@ func (s *Store) Expire(ctx context.Context, cutoff time.Time, maxBytes int64, no
 			if excess <= 0 && (cutoff.IsZero() || v.end >= micros(cutoff)) {
 				break
 			}
-			if err := discard(ctx, tx, v.key, now); err != nil {
+			if err := discard(ctx, tx, v.key, now, 0); err != nil {
 				return err
 			}
 			excess -= v.bytes
@@ -64,8 +64,9 @@ func (s *Store) Forget(ctx context.Context, cutoff, unclaimed time.Time) error {
 }
 
 // Garbage implements nvr.Store.
-func (s *Store) Garbage(ctx context.Context, limit int) ([]string, error) {
-	return list(ctx, s.r, scalar[string], `SELECT object_key FROM garbage ORDER BY created_at, object_key LIMIT $1`, limit)
+func (s *Store) Garbage(ctx context.Context, now time.Time, limit int) ([]string, error) {
+	return list(ctx, s.r, scalar[string], `SELECT object_key FROM garbage WHERE not_before <= $1
+		ORDER BY not_before, created_at, object_key LIMIT $2`, micros(now), limit)
 }
 
 // GarbageGone implements nvr.Store.

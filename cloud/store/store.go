@@ -83,16 +83,24 @@ func dsn(path, more string) string {
 	return u.String() + "?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=foreign_keys(1)&" + more
 }
 
-// migrate uses goose as a library: an embedded set of files, no global state,
+// provider is goose as a library: an embedded set of files, no global state,
 // and a history table that its own command line reads too.
-func migrate(ctx context.Context, db *sql.DB) error {
+func provider(db *sql.DB) (*goose.Provider, error) {
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
-		return fmt.Errorf("embedded migrations: %w", err)
+		return nil, fmt.Errorf("embedded migrations: %w", err)
 	}
 	p, err := goose.NewProvider(goose.DialectSQLite3, db, files, goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
 	if err != nil {
-		return fmt.Errorf("embedded migrations: %w", err)
+		return nil, fmt.Errorf("embedded migrations: %w", err)
+	}
+	return p, nil
+}
+
+func migrate(ctx context.Context, db *sql.DB) error {
+	p, err := provider(db)
+	if err != nil {
+		return err
 	}
 	have, newest, err := p.GetVersions(ctx)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/zipato/vms/cloud/nvr/nvrtest"
 	"github.com/zipato/vms/cloud/store"
 	"github.com/zipato/vms/cloud/store/storetest"
+	"github.com/zipato/vms/pkg/vms"
 )
 
 func open(t *testing.T, path string) *store.Store {
@@ -83,6 +85,69 @@ func TestSQLiteRefusesANewerSchema(t *testing.T) {
 	if again, err := store.OpenSQLite(context.Background(), path); err == nil {
 		again.Close()
 		t.Error("a file of a newer version was opened")
+	}
+}
+
+// What the first release wrote is there after the upgrade, and new rules hold for it.
+func TestSQLiteUpgradesFromTheFirstSchema(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "vms.db")
+	start := time.UnixMicro(1_795_000_000_250_000).UTC()
+	key := vms.RecordingKey("ch_1", start, 2)
+	err := store.MakeOld(t.Context(), path, 1,
+		`INSERT INTO hubs (id, account_id, name, public_key, created_at, enrolled_at) VALUES ('hub_1', 'a', 'Attic', 'AAAA', 1795000000000001, 1795000000000002)`,
+		`INSERT INTO channels (id, account_id, hub_id, name, mode, camera, secret, wanted, sid, generation, created_at)
+			VALUES ('ch_1', 'a', 'hub_1', 'Door', 'continuous', '{"host":"10.0.0.7"}', 'AQID', TRUE, 'sid_1', 7, 1795000000000003)`,
+		`INSERT INTO sessions (sid, account_id, channel_id, hub_id, state, generation, created_at) VALUES ('sid_1', 'a', 'ch_1', 'hub_1', 'open', 7, 1795000000000004)`,
+		`INSERT INTO recordings VALUES ('`+key+`', 'ch_1', 1795000000250000, 1795000030250000, 'fedcba9876543210', 1, 150, 2, 30000000, 1000,
+			'`+strings.Repeat("ab", 32)+`', 90, 60, 'avc1.64001f', FALSE, TRUE, 1795000031000000)`,
+		`INSERT INTO garbage (object_key, created_at) VALUES ('recordings/ch_1/old', 1795000000000005)`,
+		`INSERT INTO gaps (channel_id, id, start_at, end_at, cause) VALUES ('ch_1', 'gap_1', 1795000030250000, 1795000040250000, 'camera_offline')`,
+		`INSERT INTO idle (channel_id, start_at) VALUES ('ch_1', 1795000050000000)`,
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, path)
+	ctx := t.Context()
+	if h, err := s.Hub(ctx, "hub_1"); err != nil || h.Name != "Attic" || len(h.PublicKey) == 0 {
+		t.Errorf("Hub = %+v, %v", h, err)
+	}
+	if c, err := s.Channel(ctx, "ch_1"); err != nil || c.Camera.Host != "10.0.0.7" || !c.Wanted || len(c.Secret) != 3 {
+		t.Errorf("Channel = %+v, %v", c, err)
+	}
+	if g, err := s.NextGeneration(ctx, "sid_1"); err != nil || g != 8 {
+		t.Errorf("NextGeneration = %d, %v, want 8", g, err)
+	}
+	rs, err := s.Recordings(ctx, "ch_1", start, start.Add(time.Hour), nvr.Cursor{}, 10)
+	if err != nil || len(rs) != 1 || rs[0].Key != key || rs[0].Chunks.Last != 150 || !rs[0].TimeUncertain {
+		t.Fatalf("Recordings = %+v, %v", rs, err)
+	}
+	if gaps, err := s.Gaps(ctx, "ch_1", start, start.Add(time.Hour), 10); err != nil || len(gaps) != 1 {
+		t.Errorf("Gaps = %+v, %v", gaps, err)
+	}
+	if idle, err := s.Idle(ctx, "ch_1", start, start.Add(time.Hour)); err != nil || len(idle) != 1 {
+		t.Errorf("Idle = %+v, %v", idle, err)
+	}
+	if keys, err := s.Garbage(ctx, start, 10); err != nil || len(keys) != 1 {
+		t.Errorf("what was garbage may go at once: %v, %v", keys, err)
+	}
+	p := rs[0] // what comes late of a recording that the first release stored
+	p.Chunks.First = 100
+	p.Start = start.Add(20 * time.Second)
+	p.Key = vms.PartKey(p.Channel, p.Chunks, p.Number)
+	if v, err := s.PutRecording(ctx, p, start, time.Hour); err != nil || v != (nvr.Verdict{}) {
+		t.Errorf("PutRecording of a part = %+v, %v, want no news", v, err)
+	}
+}
+
+// The parts of a channel are found without a look at its recordings.
+func TestSQLiteFindsPartsByTheirIndex(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "vms.db"))
+	for _, query := range store.PartQueries {
+		plan, err := store.Plan(t.Context(), s, query)
+		if err != nil || !strings.Contains(plan, "recordings_parts") {
+			t.Errorf("plan of %s: %s, %v", query, plan, err)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package worker
 import (
 	"cmp"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/zipato/vms/cloud/worker/ingest"
@@ -14,14 +15,30 @@ import (
 
 // lane is one connection of a stream. It implements ingest.Lane.
 type lane struct {
-	s    *stream
-	kind vms.Lane
-	conn *ingest.Conn
+	s      *stream
+	kind   vms.Lane
+	conn   *ingest.Conn
+	sid    vms.SID
+	epochs []vms.Epoch // of the hello
 
-	// Under stream.mu: what became durable and was not acknowledged here yet,
-	// and, once the connection lost the lane, why: it answers whatever comes.
+	// Under stream.mu: what became durable and was not acknowledged here yet;
+	// the epochs that came last; and, once the connection lost the lane, why: it
+	// answers whatever comes.
 	news []vms.ChunkRange
+	used []vms.Epoch
 	gone error
+}
+
+// maxUsed bounds the epochs between which a lane goes to and fro.
+const maxUsed = 8
+
+// use notes that l brings something of e.
+func (l *lane) use(e vms.Epoch) {
+	if n := len(l.used); n > 0 && l.used[n-1] == e {
+		return
+	}
+	l.used = append(slices.DeleteFunc(l.used, func(x vms.Epoch) bool { return x == e }), e)
+	l.used = l.used[max(0, len(l.used)-maxUsed):]
 }
 
 var _ ingest.Lane = (*lane)(nil)
@@ -36,11 +53,18 @@ func refuseTmpfs() *ingest.Refusal {
 	return ingest.Refuse(wire.ClassRetry, wire.CodeInternal, "the worker cannot keep its temporary files")
 }
 
+// refuseParts ends a connection whose recording cannot be continued now.
+func refuseParts() *ingest.Refusal {
+	r := ingest.Refuse(wire.ClassRetry, wire.CodeInternal, "the worker cannot get at the beginning of the recording now")
+	r.RetryAfterMS = 2000
+	return r
+}
+
 // Have implements ingest.Lane.
 func (l *lane) Have() []vms.ChunkRange {
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()
-	return l.s.have.Ranges()
+	return slices.DeleteFunc(l.s.seg.Have(), func(r vms.ChunkRange) bool { return !slices.Contains(l.epochs, r.Epoch) })
 }
 
 // Init implements ingest.Lane.
@@ -57,116 +81,149 @@ func (l *lane) Init(i vms.Init) error {
 		clear(l.s.inits) // the agent says an init again before it is needed, on each connection
 	}
 	l.s.inits[initKey{i.Epoch, i.ID}] = &i
+	l.use(i.Epoch)
 	return nil
 }
 
 // Chunk implements ingest.Lane.
 func (l *lane) Chunk(c vms.Chunk) error {
+	late := time.NewTimer(restoreWait)
+	defer late.Stop()
+	for asked := false; ; {
+		f, err := l.take(&c, asked)
+		if f == nil {
+			return err
+		}
+		select {
+		case <-f.done:
+		case <-late.C:
+			return refuseParts() // it goes on, and will have been done when the agent is back
+		}
+		if f.epoch == c.Epoch && f.seq == c.Seq-1 {
+			if f.err != nil {
+				return refuseParts()
+			}
+			asked = true
+		}
+	}
+}
+
+// take shows and records a chunk. When it cannot be placed before parts were
+// looked for, the fetch to wait for is returned.
+func (l *lane) take(c *vms.Chunk, asked bool) (*fetch, error) {
+	s := l.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l.gone != nil {
+		return nil, l.gone
+	}
+	init := s.inits[initKey{c.Epoch, c.Init}]
+	if init == nil {
+		return nil, ingest.Refuse(wire.ClassRetry, wire.CodeNoInit, "chunk %s:%d needs init %d, which was not sent", c.Epoch, c.Seq, c.Init)
+	}
+	l.use(c.Epoch)
+	st := s.lanes[l.kind]
+	if c.Flags.Has(vms.FlagPreview) {
+		if l.kind != vms.LaneLive {
+			return nil, ingest.Refuse(wire.ClassRetry, wire.CodeMalformed, "chunk %s:%d: only the live lane carries previews", c.Epoch, c.Seq)
+		}
+		st.pos.Preview()
+	} else {
+		f, taken, err := l.record(st, init, c, asked)
+		if f != nil || err != nil || !taken {
+			return f, err
+		}
+	}
+	st.endWhy = ""
+	if l.kind == vms.LaneLive {
+		s.live.Publish(init, c)
+	}
+	return nil, nil
+}
+
+// record puts a chunk where the agent's stamps say, and reports whether it was new.
+func (l *lane) record(st *laneState, init *vms.Init, c *vms.Chunk, asked bool) (f *fetch, taken bool, err error) {
+	s := l.s
+	v, o := s.seg.Place(&st.pos, c, asked)
+	r := s.recs[o]
+	switch v {
+	case segment.Duplicate:
+		s.seg.Take(&st.pos, c, v, nil)
+		return nil, false, nil
+	case segment.OutOfSequence:
+		return nil, false, ingest.Refuse(wire.ClassRetry, wire.CodeSequence, "chunk %s:%d does not follow %s, and no gap message explains it", c.Epoch, c.Seq, st.pos.Position())
+	case segment.Undecodable:
+		return nil, false, ingest.RefuseChunk(c, wire.CodeSequence, "chunk %s:%d needs a keyframe that was never taken", c.Epoch, c.Seq)
+	case segment.Orphan:
+		return s.fetch(c.Epoch, c.Seq-1), false, nil
+	case segment.Begin, segment.Rest:
+		if len(s.recs) >= segment.MaxOpen {
+			s.park(0)
+		}
+		if len(s.recs) >= segment.MaxOpen {
+			return nil, false, refuseOpen()
+		}
+		w, err := segment.Create(s.w.cfg.Dir, s.ch, *init, c)
+		if err != nil {
+			return nil, false, l.writeFailed(nil, c, err)
+		}
+		if v == segment.Rest {
+			s.w.cfg.Log.Warn("a recording begins in its middle: what comes before is stored and cannot be continued",
+				"channel", s.ch, "epoch", c.Epoch.String(), "seq", c.Seq, "recording", c.Recording, "keyframe", c.Flags.Has(vms.FlagKey))
+		}
+		r = &recording{w: w, opened: time.Now()}
+	case segment.Append:
+		if err := r.w.Append(c); err != nil {
+			return nil, false, l.writeFailed(r, c, err)
+		}
+	}
+	r.open, r.sid, r.grown = s.seg.Take(&st.pos, c, v, o), l.sid, time.Now()
+	s.recs[r.open] = r
+	s.w.used.Add(int64(len(c.Payload)))
+	return nil, true, s.settle()
+}
+
+// refuseOpen ends a connection that leaves more recordings open than it may;
+// they are stored as parts in a minute.
+func refuseOpen() *ingest.Refusal {
+	r := ingest.Refuse(wire.ClassRetry, wire.CodeInternal, "%d recordings of the stream are not complete", segment.MaxOpen)
+	r.RetryAfterMS = 10_000
+	return r
+}
+
+// writeFailed answers a chunk that could not be written, to r if it has one.
+// One that is no fragment is refused for ever, and its GOP with it: nothing was
+// written, and what is open stays. When tmpfs fails, r is given up: the agent
+// sends it again.
+func (l *lane) writeFailed(r *recording, c *vms.Chunk, err error) error {
+	s := l.s
+	if errors.Is(err, cmaf.ErrInvalid) {
+		return ingest.RefuseChunk(c, wire.CodeMalformed, "chunk %s:%d: %v", c.Epoch, c.Seq, err)
+	}
+	s.w.cfg.Log.Error("cannot write to the worker's directory; the agent will send again", "channel", s.ch, "err", err)
+	if r != nil {
+		s.discard(r)
+		s.sendAway(refuseTmpfs())
+	}
+	return refuseTmpfs()
+}
+
+// Gap implements ingest.Lane.
+func (l *lane) Gap(m *wire.GapMessage) error {
 	s := l.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if l.gone != nil {
 		return l.gone
 	}
-	init := s.inits[initKey{c.Epoch, c.Init}]
-	if init == nil {
-		return ingest.Refuse(wire.ClassRetry, wire.CodeNoInit, "chunk %s:%d needs init %d, which was not sent", c.Epoch, c.Seq, c.Init)
-	}
-	if c.Flags.Has(vms.FlagPreview) {
-		if l.kind != vms.LaneLive {
-			return ingest.Refuse(wire.ClassRetry, wire.CodeMalformed, "chunk %s:%d: only the live lane carries previews", c.Epoch, c.Seq)
-		}
-	} else {
-		if taken, err := l.record(init, &c); err != nil || !taken {
-			return err
-		}
-	}
-	s.lanes[l.kind].endWhy = ""
-	if l.kind == vms.LaneLive {
-		s.live.Publish(init, &c)
-	}
-	return nil
+	s.seg.Hole(&s.lanes[l.kind].pos, m.Chunks, m.Cause == wire.CauseDurable)
+	return s.settle()
 }
 
-// record puts a chunk where the agent's stamps say, and reports whether it was new.
-func (l *lane) record(init *vms.Init, c *vms.Chunk) (taken bool, err error) {
-	s := l.s
-	if s.have.Has(c.Epoch, c.Seq) {
-		return false, nil
-	}
-	st := s.lanes[l.kind]
-	if r, ok := st.seg.Missing(c); ok && s.have.Covers(r) {
-		if err := s.hole(st, r); err != nil { // nothing is missing: it came before
-			return false, err
-		}
-	}
-	switch v := st.seg.Next(c); v {
-	case segment.Duplicate:
-		return false, nil // it was declared missing, and comes too late for its place
-	case segment.OutOfSequence:
-		return false, ingest.Refuse(wire.ClassRetry, wire.CodeSequence, "chunk %s:%d does not follow %s, and no gap message explains it", c.Epoch, c.Seq, st.seg.Position())
-	case segment.Undecodable:
-		return false, ingest.RefuseChunk(c, wire.CodeSequence, "chunk %s:%d needs a keyframe that was never taken", c.Epoch, c.Seq)
-	case segment.Begin:
-		if err := s.finish(st); err != nil {
-			return false, err
-		}
-		open, err := segment.Create(s.w.cfg.Dir, s.ch, *init, c)
-		if err != nil {
-			return false, l.writeFailed(st, c, err)
-		}
-		st.open, st.opened = open, time.Now()
-	case segment.Append:
-		if err := st.open.Append(c); err != nil {
-			return false, l.writeFailed(st, c, err)
-		}
-	}
-	s.have.Add(vms.ChunkRange{Epoch: c.Epoch, First: c.Seq, Last: c.Seq})
-	s.w.used.Add(int64(len(c.Payload)))
-	return true, nil
-}
-
-// writeFailed answers a chunk that could not be written. One that is no
-// fragment is refused for ever. When tmpfs fails, the open recording is given
-// up: the agent sends it again from its first chunk.
-func (l *lane) writeFailed(st *laneState, c *vms.Chunk, err error) error {
-	s := l.s
-	refusal := ingest.RefuseChunk(c, wire.CodeMalformed, "chunk %s:%d: %v", c.Epoch, c.Seq, err)
-	if !errors.Is(err, cmaf.ErrInvalid) {
-		s.w.cfg.Log.Error("cannot write to the worker's directory; the agent will send again", "channel", s.ch, "err", err)
-		refusal = refuseTmpfs()
-	}
-	s.discardOpen(st)
-	st.seg = segment.Segmenter{}
-	return refusal
-}
-
-// hole takes it that r will not come on this lane.
-func (s *stream) hole(st *laneState, r vms.ChunkRange) error {
-	if !st.seg.Hole(r) {
-		return nil
-	}
-	return s.finish(st)
-}
-
-// Gap implements ingest.Lane.
-func (l *lane) Gap(m *wire.GapMessage) error {
-	l.s.mu.Lock()
-	defer l.s.mu.Unlock()
-	if l.gone != nil {
-		return l.gone
-	}
-	st, r := l.s.lanes[l.kind], m.Chunks
-	if before, ok := st.seg.MissingBefore(r.Epoch, r.First); ok && l.s.have.Covers(before) {
-		r.First = before.First
-	}
-	return l.s.hole(st, r)
-}
-
-// Pressure implements ingest.Lane. Making parts durable before a recording is
-// complete is not done here yet: the agent keeps within its budget by itself.
+// Pressure implements ingest.Lane.
 func (l *lane) Pressure(m *wire.Pressure) error {
-	l.s.w.cfg.Log.Warn("the agent's buffer is nearly full", "channel", l.s.ch, "held", m.Held, "budget", m.Budget)
+	l.s.w.cfg.Log.Info("the agent's buffer is nearly full", "channel", l.s.ch, "held", m.Held, "budget", m.Budget)
+	l.s.pressure()
 	return nil
 }
 
@@ -178,18 +235,15 @@ func (l *lane) End(m *wire.End) error {
 	if l.gone != nil {
 		return l.gone
 	}
+	s.seg.End(m.Epoch, m.Seq)
 	st := s.lanes[l.kind]
-	if e := st.seg.Epoch(); e != 0 && e != m.Epoch {
-		return nil // said again, of an epoch before this one
+	if e := st.pos.Epoch(); e == 0 || e == m.Epoch && !st.pos.Past(m.Epoch, m.Seq) { // not said again, of a pause before
+		st.endWhy = cmp.Or(m.Cause, "ended")
+		if l.kind == vms.LaneLive {
+			s.live.Offline(st.endWhy)
+		}
 	}
-	st.endWhy = cmp.Or(m.Cause, "ended")
-	if l.kind == vms.LaneLive {
-		s.live.Offline(st.endWhy)
-	}
-	if st.seg.End() {
-		return s.finish(st)
-	}
-	return nil
+	return s.settle()
 }
 
 // Watched implements ingest.Lane.
@@ -204,8 +258,8 @@ func (l *lane) Status() (durable []vms.ChunkRange, hold wire.Hold) {
 	if len(s.uploads) > 0 && s.w.uploader.Failing() {
 		hold = wire.HoldStore
 	}
-	for _, since := range s.uploads {
-		if time.Since(since) >= slow {
+	for u := range s.uploads {
+		if time.Since(u.since) >= slow {
 			hold = wire.HoldStore
 		}
 	}

@@ -1,6 +1,8 @@
 package worker_test
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
@@ -21,6 +23,7 @@ import (
 	"github.com/coder/websocket"
 
 	"github.com/zipato/vms/cloud/worker"
+	"github.com/zipato/vms/cloud/worker/segment"
 	"github.com/zipato/vms/pkg/cmaf"
 	"github.com/zipato/vms/pkg/token"
 	"github.com/zipato/vms/pkg/vms"
@@ -399,6 +402,7 @@ type store struct {
 	objects map[string]vms.Recording
 	bodies  map[string][]byte
 	fail    error
+	getFail error
 	delay   time.Duration
 	hold    chan struct{} // puts wait for it, while it is set
 }
@@ -449,6 +453,19 @@ func (s *store) Stat(_ context.Context, key string) (vms.Recording, error) {
 	return r, nil
 }
 
+func (s *store) Get(_ context.Context, key string) (io.ReadCloser, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.getFail != nil {
+		return nil, s.getFail
+	}
+	b, ok := s.bodies[key]
+	if !ok {
+		return nil, vms.ErrNotFound
+	}
+	return io.NopCloser(bytes.NewReader(b)), nil
+}
+
 func (s *store) set(f func(*store)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -477,12 +494,94 @@ func (s *store) expect(t *testing.T, want ...vms.ChunkRange) {
 	}
 }
 
-// nvr notes what it is told.
+// same checks that the whole recordings are want, byte for byte, and no others.
+func (s *store) same(t *testing.T, want map[string][]byte) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k, b := range want {
+		if got, ok := s.bodies[k]; !ok || !bytes.Equal(got, b) {
+			t.Errorf("%s has %d bytes (there: %v), want %d, the same", k, len(got), ok, len(b))
+		}
+	}
+	for k, r := range s.objects {
+		if want[k] == nil && !r.Provisional() {
+			t.Errorf("%s holds %s, and should not be there", k, r.Chunks)
+		}
+	}
+}
+
+// settled checks that the index names want and nothing else, each byte for byte.
+func (r *rig) settled(want map[string][]byte) {
+	r.t.Helper()
+	synctest.Wait()
+	r.nvr.mu.Lock()
+	defer r.nvr.mu.Unlock()
+	r.store.mu.Lock()
+	defer r.store.mu.Unlock()
+	for k, row := range r.nvr.rows {
+		if want[k] == nil {
+			r.t.Errorf("the index has %s, %s", k, row.Chunks)
+		}
+	}
+	for k, b := range want {
+		if _, ok := r.nvr.rows[k]; !ok || !bytes.Equal(r.store.bodies[k], b) {
+			r.t.Errorf("%s has %d bytes (in the index: %v), want %d, the same", k, len(r.store.bodies[k]), ok, len(b))
+		}
+	}
+}
+
+// alone returns the objects that one undisturbed worker makes of cs.
+func alone(t *testing.T, cs []vms.Chunk) map[string][]byte {
+	t.Helper()
+	dir, out := t.TempDir(), map[string][]byte{}
+	var s segment.Segmenter
+	var w *segment.Writer
+	finish := func() {
+		if w == nil {
+			return
+		}
+		f, err := w.Finish()
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := os.ReadFile(f.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[f.Key] = append(f.Head, body...)
+	}
+	for i := range cs {
+		var err error
+		switch v := s.Next(&cs[i]); v {
+		case segment.Begin:
+			finish()
+			w, err = segment.Create(dir, "ch", testInit(t), &cs[i])
+		case segment.Append:
+			err = w.Append(&cs[i])
+		default:
+			t.Fatalf("chunk %d: verdict %d", cs[i].Seq, v)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	finish()
+	return out
+}
+
+// nvr notes what it is told, and keeps rows as a real one does: a whole
+// recording takes the place of its parts.
 type nvr struct {
-	mu    sync.Mutex
-	told  []string
-	fail  error
-	tries int
+	mu        sync.Mutex
+	told      []string
+	fail      error // of notices
+	failParts error // of questions
+	tries     int
+	asked     int // calls of Parts
+	rows      map[string]vms.Recording
+	gone      bool          // no hub continues any part
+	hold      chan struct{} // registrations of parts wait for it, while it is set
 }
 
 func (n *nvr) note(s string) error {
@@ -504,8 +603,118 @@ func (n *nvr) StreamEnded(_ context.Context, e vms.StreamEvent) error {
 	return n.note(fmt.Sprintf("ended %s %s %d %s", e.Channel, e.Lane, e.Generation, e.Cause))
 }
 
-func (n *nvr) RecordingUploaded(_ context.Context, r vms.Recording) error {
-	return n.note(fmt.Sprintf("recording %s %d-%d", r.Channel, r.Chunks.First, r.Chunks.Last))
+func (n *nvr) RecordingUploaded(ctx context.Context, r vms.Recording) error {
+	kind := "recording"
+	if r.Provisional() {
+		kind = "part"
+		n.mu.Lock()
+		hold := n.hold
+		n.mu.Unlock()
+		if hold != nil {
+			select {
+			case <-hold:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
+	if err := n.note(fmt.Sprintf("%s %s %d-%d", kind, r.Channel, r.Chunks.First, r.Chunks.Last)); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.rows == nil {
+		n.rows = map[string]vms.Recording{}
+	}
+	for _, o := range n.rows {
+		if o.Channel == r.Channel && o.Key != r.Key && o.Chunks.Contains(r.Chunks) && (r.Provisional() || !o.Provisional()) {
+			return nil
+		}
+	}
+	for k, o := range n.rows {
+		if o.Channel == r.Channel && r.Chunks.Contains(o.Chunks) {
+			delete(n.rows, k)
+		}
+	}
+	n.rows[r.Key] = r
+	for k, o := range n.rows { // and parts of which others together have all
+		var all vms.ChunkSet
+		for k2, x := range n.rows {
+			if k2 != k && x.Channel == o.Channel {
+				all.Add(x.Chunks)
+			}
+		}
+		if o.Provisional() && all.Covers(o.Chunks) {
+			delete(n.rows, k)
+		}
+	}
+	return nil
+}
+
+func (n *nvr) Parts(_ context.Context, ch vms.ChannelID, epochs []vms.Epoch) (out []vms.Recording, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.asked++
+	if n.failParts != nil {
+		return nil, n.failParts
+	}
+	for _, r := range n.rows {
+		if r.Channel == ch && r.Provisional() && slices.Contains(epochs, r.Chunks.Epoch) {
+			out = append(out, r)
+		}
+	}
+	slices.SortFunc(out, func(a, b vms.Recording) int {
+		return cmp.Or(cmp.Compare(a.Chunks.Epoch, b.Chunks.Epoch), cmp.Compare(a.Chunks.First, b.Chunks.First), cmp.Compare(a.Chunks.Last, b.Chunks.Last))
+	})
+	return out, nil
+}
+
+func (n *nvr) Wholes(_ context.Context, ch vms.ChannelID, c vms.ChunkRange) (out []vms.ChunkRange, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.asked++
+	if n.failParts != nil {
+		return nil, n.failParts
+	}
+	for _, r := range n.rows {
+		if r.Channel == ch && !r.Provisional() && r.Chunks.Epoch == c.Epoch && r.Chunks.First <= c.Last && c.First <= r.Chunks.Last {
+			out = append(out, r.Chunks)
+		}
+	}
+	slices.SortFunc(out, func(a, b vms.ChunkRange) int { return cmp.Compare(a.First, b.First) })
+	return out, nil
+}
+
+func (n *nvr) AbandonedParts(_ context.Context, limit int) (out []vms.Recording, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.failParts != nil {
+		return nil, n.failParts
+	}
+	for _, r := range n.rows {
+		if n.gone && r.Provisional() && len(out) < limit {
+			out = append(out, r)
+		}
+	}
+	return out, nil
+}
+
+func (n *nvr) set(f func(*nvr)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	f(n)
+}
+
+// parts counts the rows of parts.
+func (n *nvr) parts() (parts int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, r := range n.rows {
+		if r.Provisional() {
+			parts++
+		}
+	}
+	return parts
 }
 
 func (n *nvr) setFail(err error) {

@@ -11,25 +11,30 @@ import (
 	"github.com/zipato/vms/cloud/worker/ingest"
 	"github.com/zipato/vms/cloud/worker/live"
 	"github.com/zipato/vms/cloud/worker/segment"
-	"github.com/zipato/vms/cloud/worker/upload"
 	"github.com/zipato/vms/pkg/token"
 	"github.com/zipato/vms/pkg/vms"
 	"github.com/zipato/vms/pkg/wire"
 )
 
 // stream is what this worker instance knows of one channel. It outlives
-// connections: a lane that comes back goes on where it stopped.
+// connections: a lane that comes back goes on where it stopped. Recordings
+// belong to it, not to a lane.
 type stream struct {
 	w    *Worker
 	ch   vms.ChannelID
 	live *live.Stream
 
 	mu        sync.Mutex
-	have      vms.ChunkSet // taken over: on tmpfs, being uploaded, or durable
+	seg       segment.Segmenter
 	durable   vms.ChunkSet
+	recs      map[*segment.Open]*recording // on tmpfs
 	inits     map[initKey]*vms.Init
 	lanes     map[vms.Lane]*laneState
-	uploads   map[*segment.Finished]time.Time // under way, since
+	uploads   map[*sending]bool // not durable yet, or not registered
+	surveyed  vms.Generation    // that the NVR was asked for parts at
+	aside     map[string]bool   // keys of parts that nothing can be made of here
+	fetching  *fetch
+	fetchNext time.Time // when parts are looked for again by ourselves
 	forgotten bool
 }
 
@@ -38,13 +43,35 @@ type initKey struct {
 	id    uint32
 }
 
-// laneState is one lane's recording in the making, across its connections.
+// recording is an open recording that is on tmpfs.
+type recording struct {
+	open   *segment.Open
+	w      *segment.Writer
+	sid    vms.SID   // of the session that brought its last chunk
+	opened time.Time // here
+	grown  time.Time
+
+	parted uint64    // the last chunk that registered parts hold, 0: none does
+	part   *sending  // the part under way
+	partAt time.Time // when the last part was begun
+	parts  int
+	// pressed: the agent runs out of room, and it was too early for a part.
+	pressed bool
+	// unwanted: the NVR does not take parts of it.
+	unwanted bool
+}
+
+// sending is an object on its way into the store.
+type sending struct {
+	since  time.Time
+	cancel context.CancelFunc // of a part
+}
+
+// laneState is one lane across its connections.
 type laneState struct {
-	seg    segment.Segmenter
-	open   *segment.Writer
-	opened time.Time
-	gen    vms.Generation
-	conn   *lane // the connection that has it, or nil
+	pos  segment.Lane
+	gen  vms.Generation
+	conn *lane // the connection that has it, or nil
 
 	event   vms.StreamEvent // of the newest connection
 	started bool            // the NVR was told so
@@ -55,14 +82,20 @@ type laneState struct {
 // errForgotten: the stream was dropped; there may be another of the channel.
 var errForgotten = errors.New("the stream was forgotten")
 
-// slow is when an upload counts as held up by the store even if it has not failed.
-const slow = 15 * time.Second
+const (
+	// slow is when an upload counts as held up by the store even if it has not failed.
+	slow = 15 * time.Second
+	// stalled is when an open recording that does not grow is stored as parts:
+	// the lane that will continue it may be hours behind.
+	stalled = time.Minute
+)
 
 func newStream(w *Worker, ch vms.ChannelID) *stream {
 	return &stream{
 		w: w, ch: ch, live: w.live.Stream(ch),
+		recs:  make(map[*segment.Open]*recording),
 		inits: make(map[initKey]*vms.Init), lanes: make(map[vms.Lane]*laneState),
-		uploads: make(map[*segment.Finished]time.Time),
+		uploads: make(map[*sending]bool), aside: make(map[string]bool),
 	}
 }
 
@@ -85,7 +118,7 @@ func (s *stream) attach(t token.Push, hello *wire.Hello, c *ingest.Conn) (l *lan
 	}
 	st := s.lanes[hello.Lane]
 	if st == nil {
-		st = &laneState{}
+		st = &laneState{pos: segment.Lane{Backfill: hello.Lane == vms.LaneBackfill}}
 		s.lanes[hello.Lane] = st
 	}
 	if t.Generation < st.gen {
@@ -96,9 +129,10 @@ func (s *stream) attach(t token.Push, hello *wire.Hello, c *ingest.Conn) (l *lan
 		st.conn.gone = refuseFenced()
 		old = st.conn.conn
 	}
-	l = &lane{s: s, kind: hello.Lane, conn: c}
+	l = &lane{s: s, kind: hello.Lane, conn: c, sid: t.SID, epochs: hello.Epochs}
 	st.conn = l
-	s.forget(hello.Epochs)
+	st.pos.Connected()
+	s.forget(s.held(hello))
 	l.news = s.durable.Ranges()
 	st.lost, st.endWhy = time.Time{}, ""
 	news := !st.started || st.event.SID != t.SID || st.event.Generation != t.Generation
@@ -111,74 +145,121 @@ func (s *stream) attach(t token.Push, hello *wire.Hello, c *ingest.Conn) (l *lan
 	}
 	st.started = true
 	if e := st.event; news {
-		s.w.notices.send(s.ch, func(ctx context.Context) error { return s.w.cfg.NVR.StreamStarted(ctx, e) })
+		s.w.notices.send(s.ch, func(ctx context.Context) error { return s.w.cfg.NVR.StreamStarted(ctx, e) }, nil)
 	}
 	return l, old, nil
+}
+
+// held lists the epochs that the agent holds or writes: by its hello, and those
+// that other connections are at. One may have begun after the hello was said;
+// and what was let go in the meantime may be on its way still.
+func (s *stream) held(hello *wire.Hello) []vms.Epoch {
+	epochs := slices.Clone(hello.Epochs)
+	for kind, st := range s.lanes {
+		if kind != hello.Lane && st.conn != nil {
+			epochs = append(epochs, st.conn.used...)
+		}
+	}
+	return epochs
 }
 
 // forget drops what is known of epochs that the agent does not hold any more.
 // A recording of such an epoch can never be continued: it is as complete as it gets.
 func (s *stream) forget(held []vms.Epoch) {
-	keep := make(map[vms.Epoch]bool, len(held))
-	for _, e := range held {
-		keep[e] = true
-	}
-	for _, st := range s.lanes {
-		if st.open != nil && !keep[st.open.Range().Epoch] {
-			st.seg.End()
-			_ = s.finish(st) // it was logged, and nobody can send it again
-		}
-	}
-	for _, r := range s.have.Ranges() {
-		if !keep[r.Epoch] {
-			s.have.Forget(r.Epoch)
+	s.seg.Keep(held)
+	_ = s.settle() // it was logged, and nobody can send it again
+	for _, r := range s.durable.Ranges() {
+		if !slices.Contains(held, r.Epoch) {
 			s.durable.Forget(r.Epoch)
 		}
 	}
 	for k := range s.inits {
-		if !keep[k.epoch] {
+		if !slices.Contains(held, k.epoch) {
 			delete(s.inits, k)
 		}
 	}
 }
 
-// finish closes the lane's open recording and submits it. When tmpfs fails,
-// the refusal that it returns makes the agent come back and send it again.
-func (s *stream) finish(st *laneState) error {
-	if st.open == nil {
-		return nil
+// settle finishes what is complete, and looks for the parts of what is not
+// here. An error is the refusal to the agent when tmpfs has failed.
+func (s *stream) settle() (err error) {
+	for _, o := range s.seg.Open() {
+		r := s.recs[o]
+		switch s.seg.State(o) {
+		case segment.Complete:
+			if r != nil {
+				err = errors.Join(err, s.finish(r))
+				continue
+			}
+			s.look(o.Chunks.Epoch, o.Chunks.Last)
+		case segment.Continued:
+			s.look(o.Chunks.Epoch, o.Chunks.Last+1)
+		}
 	}
-	open := st.open
-	st.open = nil
-	f, err := open.Finish()
+	return err
+}
+
+// drop takes r from the open recordings. Its part, if one is under way, is not
+// needed any more.
+func (s *stream) drop(r *recording) {
+	delete(s.recs, r.open)
+	if r.part != nil {
+		r.part.cancel()
+		delete(s.uploads, r.part)
+		r.part = nil
+	}
+}
+
+// discard gives r up. What of it is in the store as parts stays durable; the
+// agent has the rest.
+func (s *stream) discard(r *recording) {
+	s.drop(r)
+	s.seg.Park(r.open, r.parted)
+	s.w.used.Add(-r.w.Bytes())
+	if err := r.w.Discard(); err != nil {
+		s.w.cfg.Log.Error("cannot discard an open recording", "channel", s.ch, "err", err)
+	}
+}
+
+// finish closes a recording that is complete and submits it. When tmpfs fails,
+// the refusal that it returns makes the agent come back and send it again.
+func (s *stream) finish(r *recording) error {
+	s.drop(r)
+	f, err := r.w.Finish()
 	if err != nil {
-		s.w.cfg.Log.Error("cannot finish a recording; the agent will send it again", "channel", s.ch, "chunks", open.Range().String(), "err", err)
-		s.have.Remove(open.Range())
-		s.w.used.Add(-open.Bytes())
-		st.seg = segment.Segmenter{}
+		s.w.cfg.Log.Error("cannot finish a recording; the agent will send it again", "channel", s.ch, "chunks", r.open.Chunks.String(), "err", err)
+		s.seg.Park(r.open, r.parted)
+		s.w.used.Add(-r.w.Bytes())
+		s.sendAway(refuseTmpfs())
 		return refuseTmpfs()
 	}
-	s.uploads[f] = time.Now()
-	s.w.uploader.Submit(s.w.uploadCtx, upload.Job{
-		Recording: f.Recording, Head: f.Head, Path: f.Path,
-		Done: func(r vms.Recording) { s.uploaded(f, open.Bytes(), r) },
-		Lost: func(err error) { s.lost(f, open.Bytes(), err) },
-	})
+	s.seg.Close(r.open)
+	u := &sending{since: time.Now()}
+	s.uploads[u] = true
+	j := job(f)
+	j.Done = func(v vms.Recording) { s.uploaded(u, f, v) }
+	j.Lost = func(err error) { s.lost(u, r, f, err) }
+	s.w.uploader.Submit(s.w.uploadCtx, j)
 	return nil
 }
 
 // uploaded makes chunks durable, and tells the agent and the NVR.
-func (s *stream) uploaded(f *segment.Finished, bytes int64, r vms.Recording) {
-	s.w.used.Add(-bytes)
-	s.w.cfg.Log.Info("recording stored", "channel", s.ch, "key", r.Key, "chunks", r.Chunks.String(), "bytes", r.Bytes)
-	s.w.notices.send(s.ch, func(ctx context.Context) error { return s.w.cfg.NVR.RecordingUploaded(ctx, r) })
+func (s *stream) uploaded(u *sending, f *segment.Finished, v vms.Recording) {
+	s.w.used.Add(f.HeadLen - f.Bytes)
+	s.w.cfg.Log.Info("recording stored", "channel", s.ch, "key", v.Key, "chunks", v.Chunks.String(), "bytes", v.Bytes)
+	s.w.notices.send(s.ch, func(ctx context.Context) error { return s.w.cfg.NVR.RecordingUploaded(ctx, v) }, nil)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.uploads, f)
-	s.durable.Add(f.Chunks)
+	delete(s.uploads, u)
+	s.acknowledge(f.Chunks)
+}
+
+// acknowledge tells the lanes what became durable.
+func (s *stream) acknowledge(c vms.ChunkRange) {
+	s.durable.Add(c)
 	for _, st := range s.lanes {
 		if st.conn != nil {
-			st.conn.news = append(st.conn.news, f.Chunks)
+			st.conn.news = append(st.conn.news, c)
 			st.conn.conn.Wake()
 		}
 	}
@@ -186,24 +267,29 @@ func (s *stream) uploaded(f *segment.Finished, bytes int64, r vms.Recording) {
 
 // lost takes back what was said of a recording whose file is not there any
 // more, or not whole: the agent has it and must send it again.
-func (s *stream) lost(f *segment.Finished, bytes int64, err error) {
-	s.w.used.Add(-bytes)
+func (s *stream) lost(u *sending, r *recording, f *segment.Finished, err error) {
+	s.w.used.Add(f.HeadLen - f.Bytes)
 	s.w.cfg.Log.Error("a finished recording was lost before its upload; the agent will send it again", "channel", s.ch, "chunks", f.Chunks.String(), "err", err)
 	s.mu.Lock()
-	delete(s.uploads, f)
-	s.have.Remove(f.Chunks)
+	delete(s.uploads, u)
+	s.seg.Park(r.open, r.parted)
 	s.mu.Unlock()
 	s.startOver(refuseTmpfs())
 }
 
-// startOver gives up the open recordings and sends the connections away: when
-// they come back, welcome says what has to be sent again.
+// startOver gives up the open recordings.
 func (s *stream) startOver(r *ingest.Refusal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.discardAll()
+	s.sendAway(r)
+}
+
+// sendAway ends all connections, because what they were told is here is not any
+// more: when they come back, welcome says what has to be sent again.
+func (s *stream) sendAway(r *ingest.Refusal) {
 	for _, st := range s.lanes {
-		s.discardOpen(st)
-		st.seg = segment.Segmenter{}
+		st.pos = segment.Lane{Backfill: st.pos.Backfill}
 		if st.conn != nil && st.conn.gone == nil {
 			st.conn.gone = r
 			st.conn.conn.Close(r)
@@ -211,79 +297,122 @@ func (s *stream) startOver(r *ingest.Refusal) {
 	}
 }
 
+func (s *stream) discardAll() {
+	for _, r := range s.recs {
+		s.discard(r)
+	}
+}
+
+// makeRoom parks what has not grown for so long.
+func (s *stream) makeRoom(quiet time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.park(quiet)
+}
+
 // openSince counts the open recordings, and says when the youngest was begun.
 func (s *stream) openSince() (n int, since time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, st := range s.lanes {
-		if st.open != nil {
-			n++
-			if st.opened.After(since) {
-				since = st.opened
-			}
+	for _, r := range s.recs {
+		n++
+		if r.opened.After(since) {
+			since = r.opened
 		}
 	}
 	return n, since
 }
 
-// idle ends lanes that have had no connection for grace, and reports whether
-// all about the stream can be forgotten.
+// connected reports whether a lane has a connection.
+func (s *stream) connected() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, st := range s.lanes {
+		if st.conn != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// idle ends lanes that have had no connection for grace, stores what waits for
+// nobody knows how long as parts, and reports whether all about the stream can
+// be forgotten.
 func (s *stream) idle(now time.Time, grace, forget time.Duration) bool {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	silent := true
+	silent, gone := true, true
 	for _, st := range s.lanes {
 		if st.lost.IsZero() {
-			silent = false
+			silent, gone = false, false
 			continue
 		}
-		gone := now.Sub(st.lost)
-		if gone >= grace || st.endWhy != "" {
+		d := now.Sub(st.lost)
+		if d >= grace || st.endWhy != "" {
 			s.ended(st, cmp.Or(st.endWhy, "connection_lost"))
+		} else {
+			gone = false
 		}
-		silent = silent && gone >= forget
+		silent = silent && d >= forget
 	}
-	if !silent || len(s.uploads) > 0 {
-		return false
+	_ = s.settle() // it was logged
+	var parts, pressed []*segment.Open
+	done := true
+	for o, r := range s.recs {
+		if gone || now.Sub(r.grown) >= stalled {
+			parts = append(parts, o)
+		} else if r.pressed {
+			pressed = append(pressed, o)
+		}
+		done = done && (r.stored() || r.unwanted)
 	}
-	// Stolen, burnt or without power for long: what came of the recording is as
-	// much as there will be. Should the hub have survived, the whole recording
-	// takes this one's place.
-	for _, st := range s.lanes {
-		st.seg.End()
-		_ = s.finish(st) // it was logged
+	forgotten := silent && done && len(s.uploads) == 0 && s.fetching == nil
+	if forgotten {
+		s.discardAll()
+		s.forgotten = true
 	}
-	if len(s.uploads) > 0 {
-		return false
+	s.mu.Unlock()
+	for _, o := range parts {
+		s.sendPart(o, all)
 	}
-	s.forgotten = true
-	return true
+	for _, o := range pressed {
+		s.sendPart(o, some)
+	}
+	return forgotten
 }
 
-// finishAbandoned stores what was left by hubs that have been silent for grace:
-// this worker goes away, and nobody else has it.
-func (s *stream) finishAbandoned(now time.Time, grace time.Duration) {
+// abandoned stores, as parts, what was left by a hub that is gone: this worker
+// goes away too.
+func (s *stream) abandoned() {
+	if s.connected() {
+		return
+	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, st := range s.lanes {
-		if !st.lost.IsZero() && now.Sub(st.lost) >= grace {
-			st.seg.End()
-			_ = s.finish(st) // it was logged
-		}
+	_ = s.settle() // it was logged
+	var open []*segment.Open
+	for o := range s.recs {
+		open = append(open, o)
+	}
+	s.mu.Unlock()
+	for _, o := range open {
+		s.sendPart(o, all)
 	}
 }
 
-// revoke ends the lanes of revoked sessions.
+// revoke ends the lanes of revoked sessions. What they brought was authorized,
+// and nobody will continue it.
 func (s *stream) revoke(sids []vms.SID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for _, r := range s.recs {
+		if slices.Contains(sids, r.sid) && !r.open.Busy {
+			_ = s.finish(r) // it was logged
+		}
+	}
 	for _, st := range s.lanes {
 		if !slices.Contains(sids, st.event.SID) {
 			continue
 		}
 		st.endWhy = wire.CodeRevoked // it will not come back: no grace
-		st.seg.End()
-		_ = s.finish(st) // it was logged
 		if st.conn != nil && st.conn.gone == nil {
 			r := ingest.Refuse(wire.ClassStop, wire.CodeRevoked, "the stream's session was revoked")
 			st.conn.gone = r
@@ -300,7 +429,7 @@ func (s *stream) ended(st *laneState, cause string) {
 	st.started = false
 	e := st.event
 	e.At, e.Cause = st.lost.UTC(), cause
-	s.w.notices.send(s.ch, func(ctx context.Context) error { return s.w.cfg.NVR.StreamEnded(ctx, e) })
+	s.w.notices.send(s.ch, func(ctx context.Context) error { return s.w.cfg.NVR.StreamEnded(ctx, e) }, nil)
 	if e.Lane == vms.LaneLive {
 		s.live.Offline(cause)
 	}
@@ -315,23 +444,9 @@ func (s *stream) drained() {
 	}
 }
 
-// discard drops open recordings; the agents hold them.
-func (s *stream) discard() {
+// close drops open recordings; what is not stored of them the agents hold.
+func (s *stream) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, st := range s.lanes {
-		s.discardOpen(st)
-	}
-}
-
-func (s *stream) discardOpen(st *laneState) {
-	if st.open == nil {
-		return
-	}
-	s.have.Remove(st.open.Range())
-	s.w.used.Add(-st.open.Bytes())
-	if err := st.open.Discard(); err != nil {
-		s.w.cfg.Log.Error("cannot discard an open recording", "channel", s.ch, "err", err)
-	}
-	st.open = nil
+	s.discardAll()
 }

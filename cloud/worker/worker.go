@@ -21,7 +21,6 @@ import (
 	"github.com/zipato/vms/cloud/worker/live"
 	"github.com/zipato/vms/cloud/worker/upload"
 	"github.com/zipato/vms/pkg/obs"
-	"github.com/zipato/vms/pkg/retry"
 	"github.com/zipato/vms/pkg/token"
 	"github.com/zipato/vms/pkg/vms"
 	"github.com/zipato/vms/pkg/wire"
@@ -38,7 +37,17 @@ const leastDir = 64<<20 + 2*maxChunk
 type NVR interface {
 	StreamStarted(ctx context.Context, e vms.StreamEvent) error
 	StreamEnded(ctx context.Context, e vms.StreamEvent) error
+	// RecordingUploaded takes parts too (vms.Recording.Provisional): when it
+	// returns nil for one, Parts names it until a whole has taken its place.
 	RecordingUploaded(ctx context.Context, r vms.Recording) error
+	// Parts lists the parts of some epochs of a channel that no whole recording
+	// has superseded, by epoch and first chunk.
+	Parts(ctx context.Context, ch vms.ChannelID, epochs []vms.Epoch) ([]vms.Recording, error)
+	// Wholes lists the chunk ranges of the whole recordings of a channel that
+	// have something of r, by first chunk.
+	Wholes(ctx context.Context, ch vms.ChannelID, r vms.ChunkRange) ([]vms.ChunkRange, error)
+	// AbandonedParts lists, at most limit, parts that no hub will continue.
+	AbandonedParts(ctx context.Context, limit int) ([]vms.Recording, error)
 }
 
 // Config is what a worker needs. ID, Dir, Store, NVR and the two checks have no default.
@@ -57,13 +66,20 @@ type Config struct {
 	// Uploads is how many objects are put at once: 8.
 	Uploads int
 	// Grace is how long a stream without a connection counts as running: 30 s.
+	// Then what came of its recordings is stored as parts.
 	Grace time.Duration
-	// Forget is how long a silent hub may come back and go on with its
-	// recording; then it is stored as far as it came: 10 min.
-	Forget  time.Duration
+	// Forget is how long a silent hub finds its recordings open here: 10 min.
+	// After that, as at another worker, they are continued from their parts.
+	Forget time.Duration
+	// Janitor is about how often abandoned parts are looked for: 10 min.
+	Janitor time.Duration
 	Log     *slog.Logger
 	Metrics *obs.Registry
 }
+
+// maxRestoring bounds the recordings that are fetched from parts at once: they
+// take tmpfs twice for that time.
+const maxRestoring = 4
 
 // maxRevoked bounds the revoked sessions that are remembered.
 const maxRevoked = 100_000
@@ -80,6 +96,10 @@ type Worker struct {
 	notices   notices
 	uploadCtx context.Context // of uploads and notices; ends with Run
 	stop      context.CancelFunc
+	work      context.Context // of what is not waited for when the worker goes away
+	rest      context.CancelFunc
+	jobs      sync.WaitGroup // of these
+	restoring chan struct{}  // bounds the fetching of parts
 
 	mu      sync.Mutex
 	streams map[vms.ChannelID]*stream
@@ -95,6 +115,7 @@ func New(cfg Config) (*Worker, error) {
 	setDefault(&cfg.Uploads, 8)
 	setDefault(&cfg.Grace, 30*time.Second)
 	setDefault(&cfg.Forget, 10*time.Minute)
+	setDefault(&cfg.Janitor, 10*time.Minute)
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
@@ -118,6 +139,7 @@ func New(cfg Config) (*Worker, error) {
 	}
 	w := &Worker{cfg: cfg, instance: vms.NewID[vms.Instance]("run"), streams: make(map[vms.ChannelID]*stream), revoked: make(map[vms.SID]bool)}
 	w.uploader = upload.Uploader{Store: cfg.Store, Slots: cfg.Uploads, Log: cfg.Log}
+	w.restoring = make(chan struct{}, maxRestoring)
 	w.live = live.Server{Log: cfg.Log, Check: func(t string) (vms.ChannelID, error) {
 		v, err := cfg.CheckView(t)
 		return v.Channel, err
@@ -129,6 +151,7 @@ func New(cfg Config) (*Worker, error) {
 	}
 	w.notices.log = cfg.Log
 	w.uploadCtx, w.stop = context.WithCancel(context.Background())
+	w.work, w.rest = context.WithCancel(w.uploadCtx)
 	w.register(cfg.Metrics)
 	return w, nil
 }
@@ -146,6 +169,17 @@ func (w *Worker) register(m *obs.Registry) {
 	m.GaugeFunc("vms_worker_viewers", "Viewers of live pictures.", func() float64 { return float64(w.live.Viewers()) })
 	m.GaugeFunc("vms_worker_uploads_waiting", "Recordings that are finished and not durable.", func() float64 { return float64(w.uploader.Waiting()) })
 	m.CounterFunc("vms_worker_upload_retries_total", "Uploads that failed and were tried again.", func() float64 { return float64(w.uploader.Retries()) })
+	parts := m.Counter("vms_worker_parts_total", "Parts of recordings that were stored.")
+	wholes := m.Counter("vms_worker_recordings_total", "Whole recordings that were stored.")
+	bytes := m.CounterVec("vms_worker_uploaded_bytes_total", "Bytes of the objects that were stored: parts, and whole recordings.", "kind")
+	w.uploader.Stored = func(r vms.Recording) {
+		n, kind := wholes, "recording"
+		if r.Provisional() {
+			n, kind = parts, "part"
+		}
+		n.Inc()
+		bytes.With(kind).Add(float64(r.Bytes))
+	}
 }
 
 // Instance names this run.
@@ -161,6 +195,7 @@ func (w *Worker) LiveHandler() http.Handler { return &w.live }
 func (w *Worker) Run(ctx context.Context) error {
 	defer w.stop()
 	w.notices.start(w.uploadCtx)
+	w.jobs.Go(func() { w.janitor(w.work) })
 	t := time.NewTicker(time.Second)
 	defer t.Stop()
 	for ctx.Err() == nil {
@@ -171,12 +206,14 @@ func (w *Worker) Run(ctx context.Context) error {
 		}
 	}
 	for _, s := range w.all() {
-		s.finishAbandoned(time.Now(), w.cfg.Grace)
+		s.abandoned()
 	}
+	w.rest()
 	w.ingest.Shutdown(ingest.Refuse(wire.ClassReassign, wire.CodeDraining, "this worker is going away"))
 	for _, s := range w.all() {
 		s.drained()
 	}
+	w.jobs.Wait()
 	done := make(chan struct{})
 	go func() {
 		w.uploader.Wait()
@@ -194,7 +231,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	<-done
 	w.notices.wait()
 	for _, s := range w.all() {
-		s.discard()
+		s.close()
 	}
 	return nil
 }
@@ -249,10 +286,16 @@ func (w *Worker) sweep(now time.Time) {
 	w.unblock()
 }
 
-// unblock gives up open recordings, the youngest first, when they alone fill
-// Dir: no stream gets credit then, so none of them would ever be complete. The
-// agents hold them, and the oldest is never given up, so that something moves.
+// unblock takes open recordings that are in the store as parts from Dir when
+// there is no room, and gives others up, the youngest first, when they alone
+// fill it: no stream gets credit then, so none of them would ever be complete.
+// The agents hold them, and the oldest is never given up, so that something moves.
 func (w *Worker) unblock() {
+	if w.room() < maxChunk {
+		for _, s := range w.all() {
+			s.makeRoom(w.cfg.Grace)
+		}
+	}
 	for w.room() < maxChunk && w.uploader.Waiting() == 0 {
 		var youngest *stream
 		var since time.Time
@@ -310,6 +353,9 @@ func (ss *streams) Attach(t token.Push, hello *wire.Hello, c *ingest.Conn) (inge
 	w := (*Worker)(ss)
 	for {
 		s := w.stream(t.Channel)
+		if err := s.survey(t, hello.Epochs); err != nil {
+			return nil, err
+		}
 		l, old, err := s.attach(t, hello, c)
 		if err == nil && w.isRevoked(t) { // in this moment
 			s.revoke([]vms.SID{t.SID})
@@ -327,85 +373,3 @@ func (ss *streams) Attach(t token.Push, hello *wire.Hello, c *ingest.Conn) (inge
 		return l, nil
 	}
 }
-
-// notices repeats what the NVR must be told until it has been, in order per channel.
-type notices struct {
-	log *slog.Logger
-
-	mu     sync.Mutex
-	ctx    context.Context
-	queues map[vms.ChannelID][]func(context.Context) error
-	wg     sync.WaitGroup
-}
-
-func (n *notices) start(ctx context.Context) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.ctx = ctx
-	for ch := range n.queues {
-		n.wg.Go(func() { n.run(ctx, ch) })
-	}
-}
-
-func (n *notices) send(ch vms.ChannelID, f func(context.Context) error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.queues == nil {
-		n.queues = make(map[vms.ChannelID][]func(context.Context) error)
-	}
-	q, running := n.queues[ch]
-	n.queues[ch] = append(q, f)
-	if !running && n.ctx != nil {
-		ctx := n.ctx
-		n.wg.Go(func() { n.run(ctx, ch) })
-	}
-}
-
-func (n *notices) run(ctx context.Context, ch vms.ChannelID) {
-	b := retry.Backoff{Min: 200 * time.Millisecond, Max: 10 * time.Second}
-	for {
-		n.mu.Lock()
-		q := n.queues[ch]
-		if len(q) == 0 {
-			delete(n.queues, ch)
-			n.mu.Unlock()
-			return
-		}
-		n.mu.Unlock()
-		err := q[0](ctx)
-		switch {
-		case ctx.Err() != nil:
-			return
-		case err != nil && !errors.Is(err, vms.ErrNotFound) && !errors.Is(err, vms.ErrInvalid):
-			wait := b.Next(0)
-			n.log.Warn("cannot tell the NVR, will try again", "channel", ch, "err", err, "wait", wait)
-			if !retry.Sleep(ctx, wait) {
-				return
-			}
-			continue
-		case err != nil:
-			n.log.Error("the NVR will not hear a notice", "channel", ch, "err", err)
-		}
-		b = retry.Backoff{Min: b.Min, Max: b.Max}
-		n.mu.Lock()
-		n.queues[ch] = n.queues[ch][1:]
-		n.mu.Unlock()
-	}
-}
-
-// drain waits until everything has been told, at most so long.
-func (n *notices) drain(d time.Duration) {
-	done := make(chan struct{})
-	go func() {
-		n.wg.Wait()
-		close(done)
-	}()
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-done:
-	case <-t.C:
-	}
-}
-
-func (n *notices) wait() { n.wg.Wait() }

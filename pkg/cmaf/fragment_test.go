@@ -163,6 +163,14 @@ func TestRebaseMovesTimeAndNothingElse(t *testing.T) {
 			if g.Zero() != 0 {
 				t.Errorf("Zero = %d after Rebase to zero", g.Zero())
 			}
+			if back, err := g.Unbase([]byte("in front"), append(moof, payload[f.MoofLen:]...), zero); err != nil || !bytes.Equal(back[8:], payload[:f.MoofLen]) {
+				t.Errorf("Unbase did not undo Rebase (%v)", err)
+			}
+			for _, far := range []uint64{math.MaxUint64, math.MaxUint64 - f.Runs[0].Base + 1} {
+				if _, err := f.Unbase(nil, payload, far); !isInvalid(err) {
+					t.Errorf("Unbase by %d = %v", far, err)
+				}
+			}
 			if back, err := f.Rebase(nil, payload, 0); err != nil || !bytes.Equal(back, payload[:f.MoofLen]) {
 				t.Errorf("Rebase by nothing changed the moof (%v)", err)
 			}
@@ -324,6 +332,9 @@ func FuzzParseFragment(f *testing.F) {
 		again, err := cmaf.ParseFragment(append(moof, b[frag.MoofLen:]...))
 		if err != nil {
 			t.Fatalf("what Rebase wrote is no fragment: %v", err)
+		}
+		if back, err := again.Unbase(nil, moof, frag.Zero()); err != nil || !bytes.Equal(back, b[:frag.MoofLen]) {
+			t.Fatalf("Unbase did not undo Rebase (%v)", err)
 		}
 		for i := range frag.Runs {
 			if again.Runs[i].Base != frag.Runs[i].Base-frag.Zero() || again.Runs[i].Duration != frag.Runs[i].Duration {

@@ -300,6 +300,26 @@ func (f *Fragment) Rebase(dst, payload []byte, zero uint64) ([]byte, error) {
 	return dst, nil
 }
 
+// Unbase undoes Rebase: it writes the moof of f, whose bytes begin payload,
+// into dst with zero added to the decode time of every run. An error means that
+// a time would not fit where it stands.
+func (f *Fragment) Unbase(dst, payload []byte, zero uint64) ([]byte, error) {
+	n := len(dst)
+	dst = append(dst, payload[:f.MoofLen]...)
+	for _, r := range f.Runs {
+		base := r.Base + zero
+		switch {
+		case base < zero, r.tfdtWidth == 4 && base > math.MaxUint32:
+			return dst[:n], invalid("decode time %d of track %d moved by %d does not fit", r.Base, r.Track, zero)
+		case r.tfdtWidth == 8:
+			binary.BigEndian.PutUint64(dst[n+r.tfdt:], base)
+		default:
+			binary.BigEndian.PutUint32(dst[n+r.tfdt:], uint32(base))
+		}
+	}
+	return dst, nil
+}
+
 // Zero is the earliest time that the fragment's runs need: the least decode
 // time and the least presentation time over all tracks.
 func (f *Fragment) Zero() uint64 {

@@ -1,5 +1,6 @@
-// Command vms-cloud is the cloud in one process: NVR, worker, API, page and
-// object store, with everything under one data directory.
+// Command vms-cloud is the cloud in one process: NVR, worker, API, page and,
+// unless one elsewhere is named, object store, with everything under one data
+// directory.
 package main
 
 import (
@@ -44,12 +45,17 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	fs.StringVar(&cfg.S3Listen, "s3-listen", env("VMS_S3_LISTEN", "127.0.0.1:9000"), "address of the embedded object store (VMS_S3_LISTEN)")
 	fs.StringVar(&cfg.PublicURL, "public-url", env("VMS_PUBLIC_URL", ""), "URL under which hubs and browsers reach -listen (VMS_PUBLIC_URL)")
 	fs.StringVar(&cfg.S3PublicURL, "s3-public-url", env("VMS_S3_PUBLIC_URL", ""), "URL under which browsers reach the object store (VMS_S3_PUBLIC_URL)")
-	fs.BoolVar(&cfg.Insecure, "insecure", false, "listen off the loopback without TLS")
+	fs.StringVar(&cfg.S3.URL, "s3-url", env("VMS_S3_URL", ""), "URL of an object store elsewhere, instead of the embedded one; keys in VMS_S3_ACCESS_KEY and VMS_S3_SECRET_KEY (VMS_S3_URL)")
+	fs.StringVar(&cfg.S3.Region, "s3-region", env("VMS_S3_REGION", "us-east-1"), "region of -s3-url (VMS_S3_REGION)")
+	fs.StringVar(&cfg.S3.Bucket, "s3-bucket", env("VMS_S3_BUCKET", "vms-recordings"), "bucket of -s3-url; it must be there (VMS_S3_BUCKET)")
+	fs.DurationVar(&cfg.ReconcileEvery, "reconcile", 0, "how often the bucket is listed for objects that no notice told of; by default every hour, with -s3-url every minute")
+	fs.BoolVar(&cfg.Insecure, "insecure", false, "listen off the loopback, and talk to -s3-url, without TLS")
 	fs.StringVar(&cfg.WorkerDir, "worker-dir", env("VMS_WORKER_DIR", ""), "directory of unfinished recordings, best on tmpfs; below -data by default (VMS_WORKER_DIR)")
 	fs.Int64Var(&cfg.WorkerBytes, "worker-bytes", 512<<20, "bytes of unfinished recordings, above which hubs have to wait")
 	fs.DurationVar(&cfg.RetentionAge, "retention", 2*time.Hour, "how long recordings are kept, 0 for ever")
 	fs.Int64Var(&cfg.RetentionBytes, "retention-bytes", 5_000_000_000, "bytes of recordings that are kept, 0 for any number")
 	fs.DurationVar(&cfg.Recording, "recording", 30*time.Second, "length of a recording")
+	fs.DurationVar(&cfg.UnreachableAfter, "unreachable", 24*time.Hour, "how long what a silent hub holds is pending, before it counts as missing")
 	fs.StringVar(&logLevel, "log-level", env("VMS_LOG_LEVEL", "info"), "debug, info, warn or error (VMS_LOG_LEVEL)")
 	fs.StringVar(&logFormat, "log-format", env("VMS_LOG_FORMAT", "text"), "text or json (VMS_LOG_FORMAT)")
 	fs.BoolVar(&showVersion, "version", false, "print the version")
@@ -68,6 +74,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	if cfg.RetentionAge < 0 || cfg.RetentionBytes < 0 {
 		return errors.New("-retention and -retention-bytes cannot be negative")
+	}
+	if cfg.ReconcileEvery < 0 || cfg.UnreachableAfter <= 0 {
+		return errors.New("-reconcile cannot be negative, and -unreachable must be more than nothing")
+	}
+	if cfg.S3.URL != "" { // not flags: everybody sees those of a process
+		cfg.S3.AccessKey, cfg.S3.SecretKey = os.Getenv("VMS_S3_ACCESS_KEY"), os.Getenv("VMS_S3_SECRET_KEY")
 	}
 	var err error
 	if cfg.Log, err = obs.NewLogger(stderr, logLevel, logFormat); err != nil {

@@ -205,3 +205,10 @@ func (w *World) Recording(ch vms.ChannelID, epoch vms.Epoch, first, last uint64)
 		Start: start, End: zero.Add(time.Duration(last+1) * time.Second), Media: time.Duration(last+1-first) * time.Second,
 		Bytes: 1000, SHA256: sha256.Sum256([]byte{byte(epoch), byte(first), byte(last)}), HeadLen: 90, InitLen: 60, Codecs: "avc1.64001f"}
 }
+
+// Part is a provisional recording of chunks first to last, otherwise like Recording.
+func (w *World) Part(ch vms.ChannelID, epoch vms.Epoch, first, last uint64) vms.Recording {
+	r := w.Recording(ch, epoch, first, last)
+	r.Key = vms.PartKey(ch, r.Chunks, r.Number)
+	return r
+}

@@ -20,7 +20,8 @@ type Store struct {
 	channels map[vms.ChannelID]*channel
 	sessions map[vms.SID]*nvr.Session
 	recs     map[string]vms.Recording
-	garbage  []string
+	came     map[string]time.Time // when a recording was registered
+	garbage  []garbage
 
 	fail error
 }
@@ -39,11 +40,16 @@ type channel struct {
 	idle       []vms.TimeRange // the last one may have no end
 }
 
+type garbage struct {
+	key       string
+	notBefore time.Time
+}
+
 var _ nvr.Store = (*Store)(nil)
 
 // NewStore returns an empty store.
 func NewStore() *Store {
-	return &Store{hubs: map[vms.HubID]*hub{}, channels: map[vms.ChannelID]*channel{}, sessions: map[vms.SID]*nvr.Session{}, recs: map[string]vms.Recording{}}
+	return &Store{hubs: map[vms.HubID]*hub{}, channels: map[vms.ChannelID]*channel{}, sessions: map[vms.SID]*nvr.Session{}, recs: map[string]vms.Recording{}, came: map[string]time.Time{}}
 }
 
 // Fail makes every method fail with err until it is called with nil.
@@ -255,7 +261,12 @@ func (s *Store) DeleteChannel(_ context.Context, acct vms.AccountID, id vms.Chan
 	*c = channel{ChannelRow: nvr.ChannelRow{ID: id, Account: acct}, deleted: true}
 	for key, r := range s.recs {
 		if r.Channel == id {
-			s.discard(key)
+			s.discard(key, time.Time{})
+		}
+	}
+	for i, g := range s.garbage {
+		if ch, ok := vms.KeyChannel(g.key); ok && ch == id {
+			s.garbage[i].notBefore = time.Time{}
 		}
 	}
 	return s.revoke(func(x *nvr.Session) bool { return x.Channel == id }), nil

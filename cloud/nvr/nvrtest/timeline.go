@@ -3,6 +3,7 @@ package nvrtest
 import (
 	"cmp"
 	"context"
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -12,7 +13,7 @@ import (
 )
 
 // PutRecording implements nvr.Store.
-func (s *Store) PutRecording(_ context.Context, r vms.Recording, _ time.Time) (nvr.Verdict, error) {
+func (s *Store) PutRecording(_ context.Context, r vms.Recording, now time.Time, keep time.Duration) (nvr.Verdict, error) {
 	if err := s.lock(); err != nil {
 		return nvr.Verdict{}, err
 	}
@@ -21,10 +22,10 @@ func (s *Store) PutRecording(_ context.Context, r vms.Recording, _ time.Time) (n
 	switch {
 	case c == nil:
 		return nvr.Verdict{}, vms.ErrNotFound
-	case slices.Contains(s.garbage, r.Key):
+	case s.isGarbage(r.Key):
 		return nvr.Verdict{}, nil
 	case c.deleted:
-		s.discard(r.Key)
+		s.discard(r.Key, time.Time{})
 		return nvr.Verdict{}, nil
 	}
 	if old, ok := s.recs[r.Key]; ok {
@@ -35,33 +36,39 @@ func (s *Store) PutRecording(_ context.Context, r vms.Recording, _ time.Time) (n
 			return nvr.Verdict{Conflict: r.Key}, nil
 		}
 	}
-	v := nvr.Verdict{News: true}
-	var smaller []string
-	for _, o := range s.of(r.Channel) {
-		if o.Key == r.Key || !o.Start.Before(r.End) || !r.Start.Before(o.End) {
-			continue
+	near := func(t vms.TimeRange) (others []vms.Recording) {
+		for _, o := range s.of(r.Channel) {
+			if o.Key != r.Key && o.Start.Before(t.End) && t.Start.Before(o.End) {
+				others = append(others, o)
+			}
 		}
-		switch {
-		case o.Chunks.Contains(r.Chunks):
-			s.discard(r.Key)
-			return nvr.Verdict{}, nil
-		case r.Chunks.Contains(o.Chunks):
-			smaller = append(smaller, o.Key)
-		default:
-			v.Conflict = cmp.Or(v.Conflict, o.Key)
+		return others
+	}
+	p := nvr.Place(r, near(nvr.Reach(r, near(vms.TimeRange{Start: r.Start, End: r.End}))))
+	if p.Drop {
+		s.discard(r.Key, time.Time{})
+		return nvr.Verdict{}, nil
+	}
+	for _, key := range p.Superseded {
+		var notBefore time.Time
+		if keep > 0 {
+			notBefore = now.Add(keep)
 		}
+		s.discard(key, notBefore)
 	}
-	for _, key := range smaller {
-		s.discard(key)
-	}
-	s.recs[r.Key] = r
-	return v, nil
+	s.recs[r.Key], s.came[r.Key] = r, now
+	return nvr.Verdict{News: true, Conflict: p.Conflict}, nil
 }
 
-func (s *Store) discard(key string) {
+func (s *Store) isGarbage(key string) bool {
+	return slices.ContainsFunc(s.garbage, func(g garbage) bool { return g.key == key })
+}
+
+func (s *Store) discard(key string, notBefore time.Time) {
 	delete(s.recs, key)
-	if !slices.Contains(s.garbage, key) {
-		s.garbage = append(s.garbage, key)
+	delete(s.came, key)
+	if !s.isGarbage(key) {
+		s.garbage = append(s.garbage, garbage{key, notBefore})
 	}
 }
 
@@ -129,7 +136,55 @@ func (s *Store) HasRecording(_ context.Context, key string) (bool, error) {
 	}
 	defer s.mu.Unlock()
 	_, ok := s.recs[key]
-	return ok || slices.Contains(s.garbage, key), nil
+	return ok || s.isGarbage(key), nil
+}
+
+// Parts implements nvr.Store.
+func (s *Store) Parts(_ context.Context, ch vms.ChannelID, epochs []vms.Epoch) (out []vms.Recording, err error) {
+	if err := s.lock(); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	for _, r := range s.of(ch) {
+		if r.Provisional() && slices.Contains(epochs, r.Chunks.Epoch) {
+			out = append(out, r)
+		}
+	}
+	slices.SortFunc(out, func(a, b vms.Recording) int {
+		return cmp.Or(cmp.Compare(a.Chunks.Epoch, b.Chunks.Epoch), cmp.Compare(a.Chunks.First, b.Chunks.First), cmp.Compare(a.Chunks.Last, b.Chunks.Last))
+	})
+	return out, nil
+}
+
+// PartEpochs implements nvr.Store.
+func (s *Store) PartEpochs(context.Context) ([]nvr.PartEpoch, error) {
+	if err := s.lock(); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	type id struct {
+		ch vms.ChannelID
+		e  vms.Epoch
+	}
+	all := make(map[id]nvr.PartEpoch)
+	for _, r := range s.recs {
+		if !r.Provisional() {
+			continue
+		}
+		k := id{r.Channel, r.Chunks.Epoch}
+		p := all[k]
+		p.Channel, p.Epoch = k.ch, k.e
+		if r.End.After(p.End) {
+			p.End = r.End
+		}
+		if at := s.came[r.Key]; at.After(p.Registered) {
+			p.Registered = at
+		}
+		all[k] = p
+	}
+	return slices.SortedFunc(maps.Values(all), func(a, b nvr.PartEpoch) int {
+		return cmp.Or(cmp.Compare(a.Channel, b.Channel), cmp.Compare(a.Epoch, b.Epoch))
+	}), nil
 }
 
 // PutGaps implements nvr.Store.
@@ -190,7 +245,7 @@ func (s *Store) Expire(_ context.Context, cutoff time.Time, maxBytes int64, _ ti
 		if n == limit || !r.End.Before(cutoff) && (maxBytes == 0 || excess <= 0) {
 			break
 		}
-		s.discard(r.Key)
+		s.discard(r.Key, time.Time{})
 		excess -= r.Bytes
 		n++
 	}
@@ -225,12 +280,17 @@ func (s *Store) Forget(_ context.Context, cutoff, unclaimed time.Time) error {
 }
 
 // Garbage implements nvr.Store.
-func (s *Store) Garbage(_ context.Context, limit int) ([]string, error) {
+func (s *Store) Garbage(_ context.Context, now time.Time, limit int) (keys []string, err error) {
 	if err := s.lock(); err != nil {
 		return nil, err
 	}
 	defer s.mu.Unlock()
-	return slices.Clone(s.garbage[:min(len(s.garbage), limit)]), nil
+	for _, g := range s.garbage {
+		if !g.notBefore.After(now) && len(keys) < limit {
+			keys = append(keys, g.key)
+		}
+	}
+	return keys, nil
 }
 
 // GarbageGone implements nvr.Store.
@@ -239,6 +299,6 @@ func (s *Store) GarbageGone(_ context.Context, key string) error {
 		return err
 	}
 	defer s.mu.Unlock()
-	s.garbage = slices.DeleteFunc(s.garbage, func(k string) bool { return k == key })
+	s.garbage = slices.DeleteFunc(s.garbage, func(g garbage) bool { return g.key == key })
 	return nil
 }

@@ -13,7 +13,7 @@ import (
 
 func recordingTwice(_ *testing.T, f *fixture) {
 	r := rec("c1", 0xfedcba9876543210, 1, 30) // an epoch above 2^63
-	_, err := f.s.PutRecording(f.Context(), r, t0)
+	_, err := f.s.PutRecording(f.Context(), r, t0, 0)
 	f.want(err, vms.ErrNotFound)
 	f.channel("a", "c1", "")
 	f.news(r)
@@ -43,7 +43,7 @@ func recordingRace(_ *testing.T, f *fixture) {
 	for i := range 40 {
 		wg.Go(func() {
 			first := uint64(i%4)*30 + 1
-			v, err := f.s.PutRecording(f.Context(), rec("c1", 1, first, first+29), t0)
+			v, err := f.s.PutRecording(f.Context(), rec("c1", 1, first, first+29), t0, 0)
 			if err != nil || v.Conflict != "" {
 				f.Errorf("PutRecording = %+v, %v", v, err)
 			}

@@ -34,6 +34,13 @@ func Run(t *testing.T, open func(t *testing.T) nvr.Store) {
 		{"ConcurrentDuplicatesMakeOneRow", recordingRace},
 		{"LargerRecordingSupersedes", supersede},
 		{"OverlapIsKeptAndTold", overlap},
+		{"WholeSupersedesItsParts", wholeAndParts},
+		{"LargerPartStays", largerPart},
+		{"PartsThatShareChunksBothStay", partsOverlap},
+		{"RestOfAPart", restOfAPart},
+		{"NothingAcceptedIsLost", partsInAnyOrder},
+		{"PartsAreFoundByEpoch", parts},
+		{"DeletionDoesNotWaitForURLs", deletionIsNow},
 		{"GarbageIsNotResurrected", garbageStays},
 		{"RecordingsByTime", recordingsByTime},
 		{"Neighbours", neighbours},
@@ -105,9 +112,12 @@ func rec(ch vms.ChannelID, epoch vms.Epoch, first, last uint64) vms.Recording {
 		Codecs: "avc1.64001f,mp4a.40.2", TimeUncertain: true}
 }
 
+// keep is for how long the objects of superseded recordings are kept.
+const keep = time.Hour
+
 func (f *fixture) put(r vms.Recording) nvr.Verdict {
 	f.Helper()
-	v, err := f.s.PutRecording(f.Context(), r, t0)
+	v, err := f.s.PutRecording(f.Context(), r, t0, keep)
 	f.ok(err)
 	return v
 }
@@ -126,9 +136,15 @@ func (f *fixture) recordings(ch vms.ChannelID) []vms.Recording {
 	return rs
 }
 
+// garbage lists what may be deleted at some time, garbageAt what may at now.
 func (f *fixture) garbage() []string {
 	f.Helper()
-	keys, err := f.s.Garbage(f.Context(), 1000)
+	return f.garbageAt(t0.Add(1000 * time.Hour))
+}
+
+func (f *fixture) garbageAt(now time.Time) []string {
+	f.Helper()
+	keys, err := f.s.Garbage(f.Context(), now, 1000)
 	f.ok(err)
 	return keys
 }

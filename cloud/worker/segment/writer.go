@@ -12,6 +12,7 @@ import (
 
 	"github.com/zipato/vms/pkg/cmaf"
 	"github.com/zipato/vms/pkg/vms"
+	"github.com/zipato/vms/pkg/wire"
 )
 
 // Limits of one recording. Agents cut at 64 MiB or two minutes at the latest; a
@@ -19,6 +20,9 @@ import (
 const (
 	MaxBytes = 256 << 20
 	MaxSpan  = time.Hour
+	// maxChunks bounds the headers that are kept in memory: chunks of 20 ms for
+	// more than five minutes.
+	maxChunks = 16384
 )
 
 // maxCodecs is what an object's metadata and the index take, bytes.
@@ -33,16 +37,32 @@ type Writer struct {
 	file    *os.File
 	path    string
 
-	zero     uint64 // of media time, ticks
+	content
+	chunks  []entry
+	scratch []byte
+}
+
+// entry is one chunk of the file: enough to give it back as it came.
+type entry struct {
+	header [wire.ChunkHeaderLen]byte
+	at     int64 // offset in the file
+	size   int64
+	zero   uint64 // the earliest time that it needs, ticks
+	key    bool
+}
+
+// content is what an object of a run of chunks says of them. Times are ticks
+// after zero.
+type content struct {
+	zero     uint64 // of media time
 	first    vms.Chunk
 	last     uint64
 	end      time.Time
-	ticks    uint64 // end of the longest track after zero
-	earliest uint64 // first video sample after zero
+	ticks    uint64 // end of the longest track
+	earliest uint64 // first video sample
 	subs     []cmaf.Subsegment
 	bytes    int64
 	flags    vms.Flags
-	scratch  []byte
 }
 
 // CheckInit reports, as cmaf.ErrInvalid, an init that no recording can begin
@@ -80,11 +100,7 @@ func Create(dir string, channel vms.ChannelID, init vms.Init, c *vms.Chunk) (*Wr
 	if err != nil {
 		return nil, fmt.Errorf("begin recording: %w", err)
 	}
-	w := &Writer{channel: channel, init: init, file: f, path: f.Name(), zero: frag.Zero(), first: *c, last: c.Seq}
-	w.first.Payload = nil // only the stamps are kept
-	if v := frag.Run(cmaf.VideoTrack); v != nil {
-		w.earliest = uint64(max(v.MinPTS, int64(w.zero))) - w.zero
-	}
+	w := &Writer{channel: channel, init: init, file: f, path: f.Name(), content: begin(c, &frag, frag.Zero())}
 	if err := w.append(c, &frag); err != nil {
 		return nil, errors.Join(err, w.Discard())
 	}
@@ -105,27 +121,15 @@ func (w *Writer) append(c *vms.Chunk, frag *cmaf.Fragment) error {
 	if frag.MoofLen != c.MoofLen {
 		return fmt.Errorf("%w: moof of %d bytes, header says %d", cmaf.ErrInvalid, frag.MoofLen, c.MoofLen)
 	}
-	if w.bytes+int64(len(c.Payload)) > MaxBytes || c.End.Sub(w.first.Start) > MaxSpan {
-		return fmt.Errorf("%w: the recording would pass %d bytes or %v", cmaf.ErrInvalid, int64(MaxBytes), MaxSpan)
+	if w.bytes+int64(len(c.Payload)) > MaxBytes || c.End.Sub(w.first.Start) > MaxSpan || len(w.chunks) == maxChunks {
+		return fmt.Errorf("%w: the recording would pass %d bytes, %v or %d chunks", cmaf.ErrInvalid, int64(MaxBytes), MaxSpan, maxChunks)
 	}
 	var err error
 	if w.scratch, err = frag.Rebase(w.scratch[:0], c.Payload, w.zero); err != nil {
 		return err
 	}
 	ts := uint64(w.init.Tracks[0].Timescale)
-	ticks, duration := w.ticks, uint64(0)
-	for _, r := range frag.Runs {
-		ticks = max(ticks, r.Base-w.zero+r.Duration)
-		if r.Track == cmaf.VideoTrack {
-			duration = r.Duration
-		}
-	}
-	key := c.Flags.Has(vms.FlagKey)
-	gop := duration // of the picture since the last keyframe
-	if n := len(w.subs); n > 0 && !key {
-		gop += w.subs[n-1].Duration
-	}
-	if ticks/ts > uint64(MaxSpan/time.Second) || gop > math.MaxUint32 {
+	if ticks, gop := w.with(c, frag); ticks/ts > uint64(MaxSpan/time.Second) || gop > math.MaxUint32 {
 		return fmt.Errorf("%w: the recording would last %d s, and %d ticks without a keyframe", cmaf.ErrInvalid, ticks/ts, gop)
 	}
 	if _, err := w.file.Write(w.scratch); err != nil {
@@ -134,18 +138,56 @@ func (w *Writer) append(c *vms.Chunk, frag *cmaf.Fragment) error {
 	if _, err := w.file.Write(c.Payload[frag.MoofLen:]); err != nil {
 		return fmt.Errorf("write recording: %w", err)
 	}
-	n := int64(len(c.Payload))
-	w.ticks = ticks
-	if key || len(w.subs) == 0 {
-		w.subs = append(w.subs, cmaf.Subsegment{Sync: key})
-	}
-	s := &w.subs[len(w.subs)-1]
-	s.Bytes += n
-	s.Duration += duration
-	w.bytes += n
-	w.last, w.end = c.Seq, c.End
-	w.flags |= c.Flags
+	e := entry{at: w.bytes, size: int64(len(c.Payload)), zero: frag.Zero(), key: c.Flags.Has(vms.FlagKey)}
+	wire.AppendChunkHeader(e.header[:0], c)
+	w.chunks = append(w.chunks, e)
+	w.add(c, frag)
 	return nil
+}
+
+// begin returns the content of an object that c will begin.
+func begin(c *vms.Chunk, frag *cmaf.Fragment, zero uint64) content {
+	t := content{zero: zero, first: *c, last: c.Seq}
+	t.first.Payload = nil // only the stamps are kept
+	if v := frag.Run(cmaf.VideoTrack); v != nil {
+		t.earliest = uint64(max(v.MinPTS, int64(zero))) - zero
+	}
+	return t
+}
+
+// with returns how long the object would be with c, and its last GOP.
+func (t *content) with(c *vms.Chunk, frag *cmaf.Fragment) (ticks, gop uint64) {
+	ticks = t.ticks
+	for _, r := range frag.Runs {
+		ticks = max(ticks, r.Base-t.zero+r.Duration)
+	}
+	gop = picture(frag)
+	if n := len(t.subs); n > 0 && !c.Flags.Has(vms.FlagKey) {
+		gop += t.subs[n-1].Duration
+	}
+	return ticks, gop
+}
+
+// picture is how long a fragment shows its pictures.
+func picture(frag *cmaf.Fragment) uint64 {
+	if v := frag.Run(cmaf.VideoTrack); v != nil {
+		return v.Duration
+	}
+	return 0
+}
+
+func (t *content) add(c *vms.Chunk, frag *cmaf.Fragment) {
+	t.ticks, _ = t.with(c, frag)
+	key := c.Flags.Has(vms.FlagKey)
+	if key || len(t.subs) == 0 {
+		t.subs = append(t.subs, cmaf.Subsegment{Sync: key})
+	}
+	s := &t.subs[len(t.subs)-1]
+	s.Bytes += int64(len(c.Payload))
+	s.Duration += picture(frag)
+	t.bytes += int64(len(c.Payload))
+	t.last, t.end = c.Seq, c.End
+	t.flags |= c.Flags
 }
 
 // Bytes is what the recording occupies on tmpfs.
@@ -156,11 +198,14 @@ func (w *Writer) Range() vms.ChunkRange {
 	return vms.ChunkRange{Epoch: w.first.Epoch, First: w.first.Seq, Last: w.last}
 }
 
-// Finished is a recording that is complete: Head, then the file's bytes, are the object.
+// Finished is an object that is ready: Head, then the file's bytes as View
+// shows them.
 type Finished struct {
 	vms.Recording
 	Head []byte
 	Path string
+	// View returns the object's bytes behind Head; nil: they are the file's.
+	View func(io.ReaderAt) io.ReaderAt
 }
 
 // Finish closes the file and returns the recording with its checksum. After an
@@ -171,46 +216,62 @@ func (w *Writer) Finish() (f *Finished, err error) {
 			f, err = nil, errors.Join(err, w.Discard())
 		}
 	}()
-	track := w.init.Tracks[0]
-	sidx, err := cmaf.BuildSidx(track.ID, track.Timescale, w.earliest, w.subs)
-	if err != nil {
+	if f, err = w.object(w.channel, &w.init, nil); err != nil {
 		return nil, err
 	}
-	f = &Finished{Path: w.path, Head: append(append([]byte(nil), w.init.Segment...), sidx...)}
-	h := sha256.New()
-	h.Write(f.Head)
-	if _, err := w.file.Seek(0, io.SeekStart); err != nil {
-		return nil, fmt.Errorf("read recording: %w", err)
-	}
-	n, err := io.Copy(h, w.file)
-	if err != nil {
-		return nil, fmt.Errorf("read recording: %w", err)
-	}
-	if n != w.bytes {
-		return nil, fmt.Errorf("recording %s has %d bytes on tmpfs, %d were written", w.path, n, w.bytes)
+	f.Path, f.Key = w.path, vms.RecordingKey(w.channel, w.first.Start, w.first.Recording)
+	if err := f.sum(w.file); err != nil {
+		return nil, err
 	}
 	if err := w.file.Close(); err != nil {
 		return nil, fmt.Errorf("close recording: %w", err)
 	}
-	ts := uint64(track.Timescale)
-	media := time.Duration(w.ticks/ts)*time.Second + time.Duration(w.ticks%ts)*time.Second/time.Duration(ts)
-	media = max(media, 1) // no index takes nothing, even of samples without a duration
-	end := w.end
-	if !end.After(w.first.Start) { // stamps without a duration: no index takes an empty recording
-		end = w.first.Start.Add(max(media, time.Microsecond).Truncate(time.Microsecond))
+	return f, nil
+}
+
+// object describes an object, but for its key and checksum. box stands between
+// moov and sidx.
+func (t *content) object(channel vms.ChannelID, init *vms.Init, box []byte) (*Finished, error) {
+	track := init.Tracks[0]
+	sidx, err := cmaf.BuildSidx(track.ID, track.Timescale, t.earliest, t.subs)
+	if err != nil {
+		return nil, err
 	}
-	f.Recording = vms.Recording{
-		Channel: w.channel, Key: vms.RecordingKey(w.channel, w.first.Start, w.first.Recording),
-		Chunks: w.Range(), Number: w.first.Recording, Start: w.first.Start, End: end,
-		Media:   media,
-		Bytes:   int64(len(f.Head)) + n,
-		HeadLen: int64(len(f.Head)), InitLen: int64(len(w.init.Segment)),
-		Codecs:        cmaf.Codecs(w.init.Tracks),
-		Dependent:     w.first.Flags.Has(vms.FlagDependent),
-		TimeUncertain: w.flags.Has(vms.FlagTimeUncertain),
+	head := slices.Concat(init.Segment, box, sidx)
+	ts := uint64(track.Timescale)
+	media := time.Duration(t.ticks/ts)*time.Second + time.Duration(t.ticks%ts)*time.Second/time.Duration(ts)
+	media = max(media, 1) // no index takes nothing, even of samples without a duration
+	end := t.end
+	if !end.After(t.first.Start) { // stamps without a duration: no index takes an empty recording
+		end = t.first.Start.Add(max(media, time.Microsecond).Truncate(time.Microsecond))
+	}
+	return &Finished{Head: head, Recording: vms.Recording{
+		Channel: channel, Number: t.first.Recording,
+		Chunks: vms.ChunkRange{Epoch: t.first.Epoch, First: t.first.Seq, Last: t.last},
+		Start:  t.first.Start, End: end, Media: media,
+		Bytes:   int64(len(head)) + t.bytes,
+		HeadLen: int64(len(head)), InitLen: int64(len(init.Segment)),
+		Codecs: cmaf.Codecs(init.Tracks),
+		// What does not begin with a keyframe is played after what comes before it.
+		Dependent:     !t.first.Flags.Has(vms.FlagKey),
+		TimeUncertain: t.flags.Has(vms.FlagTimeUncertain),
+	}}, nil
+}
+
+// sum computes the checksum of head and body.
+func (f *Finished) sum(body io.ReaderAt) error {
+	h := sha256.New()
+	h.Write(f.Head)
+	want := f.Bytes - f.HeadLen
+	n, err := io.Copy(h, io.NewSectionReader(body, 0, math.MaxInt64))
+	if err != nil {
+		return fmt.Errorf("read recording: %w", err)
+	}
+	if n != want {
+		return fmt.Errorf("recording of %s has %d bytes on tmpfs, %d were written", f.Chunks, n, want)
 	}
 	h.Sum(f.SHA256[:0])
-	return f, nil
+	return nil
 }
 
 // Discard removes what was written.

@@ -27,18 +27,34 @@ type Store interface {
 	// Stat returns what the object's metadata says, or vms.ErrNotFound.
 	// vms.ErrInvalid: the object is no recording.
 	Stat(ctx context.Context, key string) (vms.Recording, error)
+	// Get opens an object, or returns vms.ErrNotFound. The caller closes it.
+	Get(ctx context.Context, key string) (io.ReadCloser, error)
 }
 
-// Job is one recording: Head, then the bytes of the file at Path.
+// Job is one recording, or a part of one: Head, then the bytes of the file at Path.
 type Job struct {
 	Recording vms.Recording
 	Head      []byte
 	Path      string
+	// View returns the bytes behind Head, when they are not those of the file as
+	// it is. The file is left alone then: it is somebody else's.
+	View func(io.ReaderAt) io.ReaderAt
 	// Done is called once the recording is durable, under the key it got.
 	Done func(vms.Recording)
 	// Lost is called instead when the file is not there any more, or is not
 	// what was written: no retry can help, only the one who has the bytes still.
+	// For a part, also when its key is taken by something else.
 	Lost func(error)
+}
+
+// remove takes the file away, if it is the job's.
+func (j *Job) remove(log *slog.Logger) {
+	if j.View != nil {
+		return
+	}
+	if err := os.Remove(j.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		log.Error("cannot remove a recording from tmpfs", "path", j.Path, "err", err)
+	}
 }
 
 // Uploader runs jobs. Fill in the fields, then Submit at will; Wait waits.
@@ -46,7 +62,9 @@ type Uploader struct {
 	Store Store
 	// Slots is how many requests are under way at once.
 	Slots int
-	Log   *slog.Logger
+	// Stored, if set, is called for each object that Put took.
+	Stored func(vms.Recording)
+	Log    *slog.Logger
 
 	once    sync.Once
 	slots   chan struct{}
@@ -90,9 +108,7 @@ func (u *Uploader) run(ctx context.Context, j Job) {
 		r, err := u.try(ctx, j)
 		switch {
 		case err == nil:
-			if err := os.Remove(j.Path); err != nil {
-				u.Log.Error("cannot remove an uploaded recording from tmpfs", "path", j.Path, "err", err)
-			}
+			j.remove(u.Log)
 			done()
 			j.Done(r)
 			return
@@ -100,9 +116,7 @@ func (u *Uploader) run(ctx context.Context, j Job) {
 			done()
 			return
 		case errors.Is(err, errLost):
-			if err := os.Remove(j.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				u.Log.Error("cannot remove a broken recording from tmpfs", "path", j.Path, "err", err)
-			}
+			j.remove(u.Log)
 			done()
 			j.Lost(err)
 			return
@@ -122,8 +136,8 @@ func (u *Uploader) run(ctx context.Context, j Job) {
 	}
 }
 
-// errLost: the file is not what was written.
-var errLost = errors.New("the file is gone or broken")
+// errLost: the file is not what was written, or can never be stored.
+var errLost = errors.New("it cannot be stored")
 
 // maxBeside bounds the keys that are tried for a recording whose own is taken.
 const maxBeside = 100
@@ -138,15 +152,19 @@ func (u *Uploader) try(ctx context.Context, j Job) (vms.Recording, error) {
 	}
 	f, err := os.Open(j.Path)
 	if errors.Is(err, fs.ErrNotExist) {
-		err = fmt.Errorf("%w: %w", errLost, err)
+		err = fmt.Errorf("%w: its file is gone: %w", errLost, err)
 	}
 	if err != nil {
 		return vms.Recording{}, err
 	}
 	defer f.Close()
-	r, err := u.place(ctx, j, f)
-	if err != nil && ctx.Err() == nil {
-		if lost := j.verify(f); lost != nil {
+	bytes := io.ReaderAt(f)
+	if j.View != nil {
+		bytes = j.View(f)
+	}
+	r, err := u.place(ctx, j, bytes)
+	if err != nil && ctx.Err() == nil && !errors.Is(err, errLost) {
+		if lost := j.verify(bytes); lost != nil {
 			err = errors.Join(lost, err)
 		}
 	}
@@ -161,6 +179,9 @@ func (u *Uploader) place(ctx context.Context, j Job, f io.ReaderAt) (vms.Recordi
 	for range maxBeside {
 		err := u.Store.Put(ctx, r, newBody(j.Head, f, r.Bytes))
 		if !errors.Is(err, vms.ErrConflict) {
+			if err == nil && u.Stored != nil {
+				u.Stored(r)
+			}
 			return r, err
 		}
 		have, err := u.Store.Stat(ctx, r.Key)
@@ -170,6 +191,9 @@ func (u *Uploader) place(ctx context.Context, j Job, f io.ReaderAt) (vms.Recordi
 			return r, fmt.Errorf("look at the object that holds the key: %w", err)
 		case have.SHA256 == r.SHA256 && have.Bytes == r.Bytes || have.Chunks.Contains(r.Chunks):
 			return have, nil // another worker, or an earlier try of ours, made it durable
+		}
+		if r.Provisional() { // its key says all about it: there is no other
+			return r, fmt.Errorf("%w: a stranger's object has the key %s", errLost, r.Key)
 		}
 		if r.Chunks.Contains(have.Chunks) {
 			// The hub was given up and has come back: the NVR puts the whole recording

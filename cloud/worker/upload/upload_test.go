@@ -101,6 +101,8 @@ func (s *script) Stat(_ context.Context, key string) (vms.Recording, error) {
 	return r, nil
 }
 
+func (s *script) Get(context.Context, string) (io.ReadCloser, error) { return nil, vms.ErrNotFound }
+
 var start = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
 // job is a recording of chunks first to last, with its file.
@@ -253,6 +255,78 @@ func TestBothAreKeptWhenContentDiffers(t *testing.T) {
 				t.Errorf("again: done %+v", res.done)
 			}
 		})
+	}
+}
+
+// reversed shows a file from its end.
+type reversed struct {
+	f    io.ReaderAt
+	size int64
+}
+
+func (r reversed) ReadAt(p []byte, off int64) (n int, err error) {
+	for n < len(p) && off+int64(n) < r.size {
+		if _, err := r.f.ReadAt(p[n:n+1], r.size-1-off-int64(n)); err != nil {
+			return n, err
+		}
+		n++
+	}
+	if n < len(p) {
+		err = io.EOF
+	}
+	return n, err
+}
+
+// partJob is a job whose bytes are a view of somebody else's file.
+func partJob(t *testing.T) upload.Job {
+	t.Helper()
+	j := job(t, "ch", 1, 150)
+	file, err := os.ReadFile(j.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j.View = func(f io.ReaderAt) io.ReaderAt { return reversed{f, int64(len(file))} }
+	all := bytes.Clone(j.Head)
+	for i := range file {
+		all = append(all, file[len(file)-1-i])
+	}
+	j.Recording.SHA256 = sha256.Sum256(all)
+	j.Recording.Key = vms.PartKey("ch", j.Recording.Chunks, 3)
+	return j
+}
+
+// TestAPartIsAViewOfAFile: which belongs to the recording that it is a part of.
+func TestAPartIsAViewOfAFile(t *testing.T) {
+	st, j := newScript(), partJob(t)
+	var stored []vms.Recording
+	u := upload.Uploader{Store: st, Log: vmstest.Log(t), Stored: func(r vms.Recording) { stored = append(stored, r) }}
+	var res results
+	u.Submit(t.Context(), res.of(j))
+	u.Wait()
+	u.Submit(t.Context(), res.of(j)) // again: it is there
+	u.Wait()
+	if len(res.done) != 2 || res.done[1] != j.Recording || len(stored) != 1 || len(st.objects) != 1 {
+		t.Errorf("done %+v, stored %+v, lost %v", res.done, stored, res.lost)
+	}
+	if _, err := os.Stat(j.Path); err != nil {
+		t.Errorf("the recording's file: %v", err)
+	}
+}
+
+// TestAPartHasNoOtherKey: what a stranger left there is not replaced, and the
+// recording goes on without.
+func TestAPartHasNoOtherKey(t *testing.T) {
+	st, j := newScript(), partJob(t)
+	st.objects[j.Recording.Key] = vms.Recording{}
+	u := upload.Uploader{Store: st, Log: vmstest.Log(t)}
+	var res results
+	u.Submit(t.Context(), res.of(j))
+	u.Wait()
+	if done, lost := res.count(); done != 0 || lost != 1 || len(st.objects) != 1 {
+		t.Errorf("done %d, lost %d, %d objects", done, lost, len(st.objects))
+	}
+	if _, err := os.Stat(j.Path); err != nil {
+		t.Errorf("the recording's file: %v", err)
 	}
 }
 

@@ -23,6 +23,8 @@ export interface Recording {
   media_ms: number;
   bytes: number;
   codecs: string;
+  /** A part of a recording that is not complete yet: the whole takes its place. */
+  provisional?: boolean;
   url: string;
   url_expires_at: string;
 }

@@ -45,6 +45,15 @@ test("polls ask for the newest minutes unless a full one is due", () => {
   assert.equal(pollFrom(known, at(iso(580)), false), at(iso(580)), "never before the horizon");
 });
 
+test("a whole recording takes the place of its parts with the next poll", () => {
+  const parts = [{ ...rec("p", 30, 40), provisional: true }, { ...rec("q", 40, 55), provisional: true }];
+  const known = timeline({ recordings: [rec("a", 0, 30), ...parts, rec("z", 600, 630)] });
+  const from = pollFrom(known, base, false);
+  assert.equal(from, at(iso(30)));
+  const answer = timeline({ recordings: [rec("b", 30, 60), rec("z", 600, 630)] });
+  assert.deepEqual(ids(merge(known, answer, from, base)), ["a", "b", "z"]);
+});
+
 test("rows are newest first with gaps in their place", () => {
   const got = rows(timeline({
     recordings: [rec("a", 0, 30), rec("b", 90, 120)],

@@ -35,12 +35,14 @@ export function merge(known: Timeline, answer: Timeline, from: number, horizon: 
 
 /**
  * pollFrom says since when to ask next. Most polls ask for the newest minutes
- * only; a full one, now and then, brings late footage and fresh URLs.
+ * only, and for what will be replaced by something whole; a full one, now and
+ * then, brings late footage and fresh URLs.
  */
 export function pollFrom(known: Timeline, horizon: number, full: boolean): number {
   const newest = known.recordings.at(-1);
   if (full || !newest) return horizon;
-  return Math.max(horizon, at(newest.start) - 60_000);
+  const part = known.recordings.find((r) => r.provisional);
+  return Math.max(horizon, Math.min(at(newest.start) - 60_000, at((part ?? newest).start)));
 }
 
 export type Row =

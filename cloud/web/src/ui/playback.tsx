@@ -17,7 +17,9 @@ export async function freshURL(channel: string, r: Recording): Promise<string | 
 
 async function refetchURL(channel: string, r: Recording): Promise<string | undefined> {
   const page = await api.recordings(channel, { from: new Date(at(r.start)), to: new Date(at(r.end)) });
-  return page.recordings.find((n) => n.id === r.id)?.url;
+  // A part may have been replaced by the whole meanwhile.
+  const there = page.recordings.find((n) => n.id === r.id) ?? page.recordings.find((n) => at(n.start) <= at(r.start) && at(r.start) < at(n.end));
+  return there?.url;
 }
 
 /** Playback plays one recording straight from storage, and survives the expiry of its URL. */

@@ -107,6 +107,7 @@ function RecordingItem(props: {
         <span class="row-time">{clockTime(start)}</span>
         <span class="row-meta">
           {duration(r.media_ms)} · {size(r.bytes)}
+          {r.provisional && " · the rest is on its way"}
         </span>
       </button>
       <a

@@ -1,0 +1,515 @@
+// Package state keeps small facts of a hub that must outlive a lost spool: gaps
+// that the NVR has not committed, the streams that ran, and how much was written
+// to flash.
+package state
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+
+	"github.com/zipato/vms/pkg/vms"
+)
+
+// State is the facts, all of them in memory too. What a method that changes
+// something was told is on flash when it returns nil (but see FlashWritten). All
+// methods may be called at the same time.
+//
+// The file is a bbolt database. It is open only while something is written, and
+// has a bucket per fact: "flash" and one per channel, each with one value in
+// JSON behind a CRC-32C, so that a change writes four or five pages of 4 KiB.
+//
+// What an earlier run has left is only read: bbolt trusts its list of free pages,
+// and with a damaged one it would write over what is good. The first change makes
+// a new file.
+type State struct {
+	path string
+
+	mu       sync.Mutex
+	channels map[vms.ChannelID]channel
+	flash    flash
+	unsaved  int64 // of flash.Total
+	// size of the file when it is one that this run has made, else 0.
+	size int64
+}
+
+// Stream is a stream that ran: what is needed to deliver what is left of it.
+type Stream struct {
+	Channel vms.ChannelID `json:"-"`
+	SID     vms.SID       `json:"sid"`
+	NVRURL  string        `json:"nvr_url"`
+}
+
+type channel struct {
+	Stream *Stream   `json:"stream,omitempty"`
+	Gaps   []vms.Gap `json:"gaps,omitempty"` // in the order in which they were first put
+}
+
+type flash struct {
+	Day   string `json:"day"`   // the newest one, UTC, such as "2026-11-22"
+	Today int64  `json:"today"` // bytes on that day
+	Total int64  `json:"total"` // bytes since Since
+	Since string `json:"since"` // the first day
+	// Channels is how many there are, so that one that is gone is noticed.
+	Channels int `json:"channels"`
+}
+
+const (
+	keyValue = "value"
+
+	bucketFlash   = "flash"
+	channelPrefix = "channel/"
+
+	pageSize = 4096
+	// minValue: a smaller bucket would become part of the root page, which must
+	// hold a channel in few bytes: then 40 of them do without a branch page,
+	// whose damage could send bbolt round in circles.
+	minValue = 1100
+	// flashStep: the count of bytes written is worth a write of its own that rarely.
+	flashStep = 64 << 20
+
+	newSuffix     = ".new"
+	damagedSuffix = ".damaged"
+)
+
+var errDamaged = errors.New("damaged")
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Open reads the facts at path, of which there are none when there is no file. A
+// file that is damaged is set aside under another name, which is logged, and a
+// new one begun with what could be read of it. The error is one that may pass.
+func Open(path string) (*State, error) {
+	s := &State{path: path, channels: make(map[vms.ChannelID]channel)}
+	os.Remove(path + newSuffix)
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	err := s.load()
+	if err == nil {
+		return s, nil
+	}
+	if !errors.Is(err, errDamaged) {
+		return nil, fmt.Errorf("open state: %w", err)
+	}
+	slog.Warn("state is damaged: set aside, going on with what could be read of it", "file", path+damagedSuffix, "channels", len(s.channels), "err", err)
+	if err = os.Rename(path, path+damagedSuffix); err == nil { // in place of one before it
+		err = s.save("", nil)
+	}
+	if err != nil { // a disk that cannot be written to must not keep the hub from its work
+		slog.Error("state is kept in memory only, until it can be stored", "file", path, "err", err)
+	}
+	return s, nil
+}
+
+// Gaps returns the gaps of a channel that were put and not dropped.
+func (s *State) Gaps(ch vms.ChannelID) ([]vms.Gap, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return clone(s.channels[ch].Gaps), nil
+}
+
+// clone copies gaps, whose chunk ranges their owners may let grow.
+func clone(gaps []vms.Gap) []vms.Gap {
+	gaps = slices.Clone(gaps)
+	for i := range gaps {
+		if r := gaps[i].Chunks; r != nil {
+			c := *r
+			gaps[i].Chunks = &c
+		}
+	}
+	return gaps
+}
+
+// PutGaps keeps gaps of a channel; one with an id that is there replaces it.
+func (s *State) PutGaps(ch vms.ChannelID, gaps []vms.Gap) error {
+	if len(gaps) == 0 {
+		return nil
+	}
+	return s.change(ch, func(c *channel) {
+		c.Gaps = slices.Clone(c.Gaps)
+		for _, g := range clone(gaps) {
+			if i := slices.IndexFunc(c.Gaps, func(o vms.Gap) bool { return o.ID == g.ID }); i >= 0 {
+				c.Gaps[i] = g
+			} else {
+				c.Gaps = append(c.Gaps, g)
+			}
+		}
+	})
+}
+
+// DropGaps forgets gaps of a channel.
+func (s *State) DropGaps(ch vms.ChannelID, ids []vms.GapID) error {
+	s.mu.Lock()
+	known := slices.ContainsFunc(s.channels[ch].Gaps, func(g vms.Gap) bool { return slices.Contains(ids, g.ID) })
+	s.mu.Unlock()
+	if !known {
+		return nil
+	}
+	return s.change(ch, func(c *channel) {
+		c.Gaps = slices.DeleteFunc(slices.Clone(c.Gaps), func(g vms.Gap) bool { return slices.Contains(ids, g.ID) })
+	})
+}
+
+// Streams returns the streams that were put and not dropped.
+func (s *State) Streams() (map[vms.ChannelID]Stream, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make(map[vms.ChannelID]Stream)
+	for ch, c := range s.channels {
+		if c.Stream != nil {
+			st := *c.Stream
+			st.Channel = ch
+			all[ch] = st
+		}
+	}
+	return all, nil
+}
+
+// PutStream keeps a stream, one per channel. Putting the same again writes nothing.
+func (s *State) PutStream(st Stream) error {
+	s.mu.Lock()
+	old := s.channels[st.Channel].Stream
+	s.mu.Unlock()
+	if old != nil && old.SID == st.SID && old.NVRURL == st.NVRURL {
+		return nil
+	}
+	return s.change(st.Channel, func(c *channel) { c.Stream = &st })
+}
+
+// DropStream forgets the stream of a channel.
+func (s *State) DropStream(ch vms.ChannelID) error {
+	s.mu.Lock()
+	known := s.channels[ch].Stream != nil
+	s.mu.Unlock()
+	if !known {
+		return nil
+	}
+	return s.change(ch, func(c *channel) { c.Stream = nil })
+}
+
+// FlashWritten adds bytes to what was written to flash on a day (UTC, as
+// "2026-11-22"). To spare the flash it is stored with the next other change, or
+// when 64 MiB have come together: a power cut may lose that much of the count.
+func (s *State) FlashWritten(day string, bytes int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if day > s.flash.Day {
+		s.flash.Day, s.flash.Today = day, 0
+	}
+	s.flash.Since = cmp.Or(s.flash.Since, day)
+	s.flash.Today += bytes
+	s.flash.Total += bytes
+	s.unsaved += bytes
+	if s.unsaved < flashStep {
+		return nil
+	}
+	return s.save("", nil)
+}
+
+// Flash returns the bytes written to flash on the newest day that was named, and
+// since the first one.
+func (s *State) Flash() (today, total int64, since string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.flash.Today, s.flash.Total, s.flash.Since
+}
+
+// Close stores what FlashWritten has not.
+func (s *State) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unsaved == 0 {
+		return nil
+	}
+	return s.save("", nil)
+}
+
+// change changes what is known of a channel, on flash first.
+func (s *State) change(ch vms.ChannelID, f func(*channel)) error {
+	if !vms.ValidID(ch) {
+		return fmt.Errorf("%w: channel %q", vms.ErrInvalid, ch)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.channels[ch]
+	f(&c)
+	return s.save(ch, &c)
+}
+
+// save writes one channel, if it is given, and the count of bytes.
+func (s *State) save(ch vms.ChannelID, c *channel) error {
+	all, only := s.channels, []vms.ChannelID{}
+	if c != nil {
+		all = maps.Clone(s.channels)
+		all[ch] = *c
+		if c.Stream == nil && len(c.Gaps) == 0 {
+			delete(all, ch)
+		}
+		only = append(only, ch)
+	}
+	err := errDamaged
+	if info, serr := os.Stat(s.path); serr == nil && s.size > 0 && info.Size() == s.size {
+		before := metaPages(s.path)
+		err = s.commit(s.path, all, only)
+		if err != nil && before != nil && bytes.Equal(before, metaPages(s.path)) {
+			// What the file has grown by is not in use, and may be all that the flash has left.
+			_ = os.Truncate(s.path, s.size)
+		}
+	}
+	if errors.Is(err, errDamaged) { // or not ours
+		err = s.rewrite(all)
+	}
+	s.size = 0
+	if err != nil {
+		return fmt.Errorf("save state: %w", err)
+	}
+	if info, err := os.Stat(s.path); err == nil {
+		s.size = info.Size()
+	}
+	s.channels, s.unsaved = all, 0
+	return nil
+}
+
+// rewrite makes a file with all facts.
+func (s *State) rewrite(all map[vms.ChannelID]channel) error {
+	if err := makeDir(filepath.Dir(s.path)); err != nil {
+		return err
+	}
+	tmp := s.path + newSuffix
+	os.Remove(tmp)
+	err := s.commit(tmp, all, slices.Sorted(maps.Keys(all)))
+	if err == nil {
+		err = os.Rename(tmp, s.path)
+	}
+	if err != nil {
+		os.Remove(tmp)
+		return err
+	}
+	return syncDir(filepath.Dir(s.path))
+}
+
+// commit writes the channels named, and what has changed of the count of bytes,
+// in one transaction.
+func (s *State) commit(path string, all map[vms.ChannelID]channel, only []vms.ChannelID) error {
+	return withDB(path, false, func(db *bbolt.DB) error {
+		db.AllocSize = pageSize
+		return db.Update(func(tx *bbolt.Tx) error {
+			for _, ch := range only {
+				c, ok := all[ch]
+				if !ok {
+					if err := tx.DeleteBucket([]byte(channelPrefix + ch)); err != nil && !errors.Is(err, berrors.ErrBucketNotFound) {
+						return err
+					}
+					continue
+				}
+				if err := put(tx, channelPrefix+string(ch), c); err != nil {
+					return err
+				}
+			}
+			if s.unsaved == 0 && len(all) == len(s.channels) && tx.Bucket([]byte(bucketFlash)) != nil {
+				return nil
+			}
+			f := s.flash
+			f.Channels = len(all)
+			return put(tx, bucketFlash, f)
+		})
+	})
+}
+
+func put(tx *bbolt.Tx, bucket string, v any) error {
+	b, err := tx.CreateBucketIfNotExists([]byte(bucket))
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	data = append(data, bytes.Repeat([]byte(" "), max(0, minValue-len(data)))...)
+	value := binary.BigEndian.AppendUint32(nil, checksum(bucket, data))
+	return b.Put([]byte(keyValue), append(value, data...))
+}
+
+// checksum covers the name too: a damaged page may lead to the value of another bucket.
+func checksum(bucket string, data []byte) uint32 {
+	return crc32.Update(crc32.Checksum([]byte(bucket), castagnoli), castagnoli, data)
+}
+
+func get(tx *bbolt.Tx, bucket string, v any) error {
+	b := tx.Bucket([]byte(bucket))
+	if b == nil {
+		return fmt.Errorf("%w: %q is no bucket", errDamaged, bucket)
+	}
+	value := b.Get([]byte(keyValue))
+	if len(value) < 4 || checksum(bucket, value[4:]) != binary.BigEndian.Uint32(value) {
+		return fmt.Errorf("%w: checksum of %q", errDamaged, bucket)
+	}
+	if err := json.Unmarshal(value[4:], v); err != nil {
+		return fmt.Errorf("%w: %q: %w", errDamaged, bucket, err)
+	}
+	return nil
+}
+
+func (s *State) load() error {
+	return withDB(s.path, true, func(db *bbolt.DB) error {
+		return db.View(func(tx *bbolt.Tx) error {
+			return guard(func() error { return s.read(tx) })
+		})
+	})
+}
+
+// read takes in all facts that can be read, and returns what is wrong with the others.
+func (s *State) read(tx *bbolt.Tx) error {
+	var wrong error
+	flashSeen := false
+	c := tx.Cursor()
+	for k, _ := c.First(); k != nil; k, _ = c.Next() {
+		name, isChannel := strings.CutPrefix(string(k), channelPrefix)
+		switch {
+		case string(k) == bucketFlash:
+			flashSeen = true
+			var f flash
+			if err := get(tx, string(k), &f); err != nil {
+				wrong = err
+				continue
+			}
+			s.flash = f
+		case isChannel && vms.ValidID(name):
+			var v channel
+			if err := get(tx, string(k), &v); err != nil {
+				wrong = err
+				continue
+			}
+			s.channels[vms.ChannelID(name)] = v
+		default:
+			wrong = fmt.Errorf("%w: bucket %q", errDamaged, k)
+		}
+	}
+	if !flashSeen && wrong == nil {
+		wrong = fmt.Errorf("%w: no bucket %q", errDamaged, bucketFlash)
+	}
+	if wrong == nil && s.flash.Channels != len(s.channels) {
+		wrong = fmt.Errorf("%w: %d channels of %d", errDamaged, len(s.channels), s.flash.Channels)
+	}
+	return wrong
+}
+
+// withDB opens the database at path for one piece of work. Panics of bbolt and
+// faults in its map are errDamaged; so is, when it is only read, all that does
+// not pass.
+//
+// The free list is stored: without it bbolt walks the file in a goroutine of its
+// own, where a damaged page ends the program.
+func withDB(path string, readOnly bool, work func(*bbolt.DB) error) error {
+	var file *os.File
+	o := &bbolt.Options{
+		Timeout: time.Second, ReadOnly: readOnly, PageSize: pageSize, FreelistType: bbolt.FreelistMapType, NoStatistics: true,
+		OpenFile: func(name string, flag int, mode os.FileMode) (f *os.File, err error) {
+			f, err = os.OpenFile(name, flag, mode)
+			file = f
+			return f, err
+		},
+	}
+	panicked := true
+	err := guard(func() error {
+		db, err := bbolt.Open(path, 0o600, o)
+		if err == nil {
+			err = work(db)
+			db.Close()
+		}
+		panicked = false
+		return err
+	})
+	if panicked && file != nil {
+		file.Close() // bbolt may hold its locks, so that its Close would wait for ever
+	}
+	if err == nil || errors.Is(err, errDamaged) {
+		return err
+	}
+	for _, invalid := range []error{berrors.ErrInvalid, berrors.ErrChecksum, berrors.ErrVersionMismatch} {
+		if errors.Is(err, invalid) {
+			return fmt.Errorf("%w: %w", errDamaged, err)
+		}
+	}
+	if !readOnly {
+		return err
+	}
+	for _, passes := range []error{berrors.ErrTimeout, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EACCES, syscall.EPERM} {
+		if errors.Is(err, passes) {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: %w", errDamaged, err)
+}
+
+// metaPages reads the two pages that say what is valid in a file, nil if it cannot.
+func metaPages(path string) []byte {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	b := make([]byte, 2*pageSize)
+	if _, err := f.ReadAt(b, 0); err != nil {
+		return nil
+	}
+	return b
+}
+
+// guard calls fn and makes errDamaged of a panic or a fault in it.
+func guard(fn func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: %v", errDamaged, p)
+		}
+	}()
+	return fn()
+}
+
+// syncDir puts what was made or renamed in a directory on flash.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// makeDir makes a directory, and those above it, and puts them on flash.
+func makeDir(dir string) error {
+	err := os.Mkdir(dir, 0o700)
+	if errors.Is(err, fs.ErrNotExist) && filepath.Dir(dir) != dir {
+		if err := makeDir(filepath.Dir(dir)); err != nil {
+			return err
+		}
+		err = os.Mkdir(dir, 0o700)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(dir))
+}

@@ -1,0 +1,4 @@
+package segment
+
+// Remembered counts the runs and ends that are known by the agent's word.
+func (s *Segmenter) Remembered() int { return s.missing.Len() + s.elsewhere.Len() + s.ends.Len() }
