@@ -40,10 +40,10 @@ const (
 	largestBatch     = 4 << 20
 
 	// A RAM fuller than spillFrom goes to flash, until it is emptier than spillTo.
-	spillFrom, spillTo = 0.90, 0.60
+	spillFrom, spillTo = 0.92, 0.60
 	// pressureFrom is when workers are asked to make durable what they have. Four
-	// cameras of 2 Mbit/s hold about 18 MB of 24 MiB while nothing is wrong.
-	pressureFrom = 0.80
+	// cameras of 2 Mbit/s hold up to 20 MB of 24 MiB while nothing is wrong.
+	pressureFrom = 0.86
 )
 
 // Config says how much may be kept, and where. Only RAM must be set: without
@@ -59,7 +59,7 @@ type Config struct {
 	FreeShare float64
 	// FileBytes is how large a file gets, 0: 32 MiB, and at most an eighth of Flash.
 	FileBytes int64
-	// BatchBytes go into one transaction, 0: 4 MiB, and at most a sixth of RAM.
+	// BatchBytes go into one transaction, 0: 4 MiB, and at most a twelfth of RAM.
 	BatchBytes int64
 	Policy     Policy
 	Facts      Facts        // nil: gaps do not outlive the process
@@ -105,7 +105,7 @@ func Open(cfg Config) (*Store, error) {
 	}
 	cfg.Flash = cmp.Or(cfg.Flash, defaultFlash)
 	cfg.FreeShare = cmp.Or(cfg.FreeShare, defaultFreeShare)
-	cfg.BatchBytes = cmp.Or(cfg.BatchBytes, min(largestBatch, cfg.RAM/6))
+	cfg.BatchBytes = cmp.Or(cfg.BatchBytes, min(largestBatch, cfg.RAM/12))
 	cfg.FileBytes = cmp.Or(cfg.FileBytes, min(defaultFile, cfg.Flash/8))
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

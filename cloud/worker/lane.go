@@ -171,7 +171,7 @@ func (l *lane) record(st *laneState, init *vms.Init, c *vms.Chunk, asked bool) (
 			s.w.cfg.Log.Warn("a recording begins in its middle: what comes before is stored and cannot be continued",
 				"channel", s.ch, "epoch", c.Epoch.String(), "seq", c.Seq, "recording", c.Recording, "keyframe", c.Flags.Has(vms.FlagKey))
 		}
-		r = &recording{w: w, opened: time.Now()}
+		r = &recording{w: w, opened: time.Now(), gen: s.generation()}
 	case segment.Append:
 		if err := r.w.Append(c); err != nil {
 			return nil, false, l.writeFailed(r, c, err)

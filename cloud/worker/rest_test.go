@@ -351,3 +351,87 @@ func TestPartsBehindARecordingThatWasClosed(t *testing.T) {
 		}, log.of)
 	})
 }
+
+// TestAnotherWorkerHasStoredSomeOfIt: while its hub was elsewhere. Recordings
+// never overlap, and nothing that one of them has alone is lost.
+func TestAnotherWorkerHasStoredSomeOfIt(t *testing.T) {
+	cs := tape(t, 1, 1, 20, 300)
+	for name, tt := range map[string]struct {
+		there func(a *agent) // what the other worker is told
+		again func(a *agent) // what is said when the hub is back
+		held  []vms.Epoch
+		while []string // while the hub is there
+		want  []string
+	}{
+		"the end of it, and the epoch is over": {
+			there: func(a *agent) {
+				a.send(&wire.GapMessage{ID: "g", Chunks: span(1, 11, 15), Cause: "buffer_full"})
+				a.chunks(cs[15:]...)
+			},
+			held: []vms.Epoch{2}, again: func(*agent) {},
+			while: []string{"1:1-10", "1:11-17 part", "1:16-20"},
+			want:  []string{"1:1-10", "1:11-15", "1:16-20"},
+		},
+		"the end of it, and the hub says so": {
+			there: func(a *agent) {
+				a.send(&wire.GapMessage{ID: "g", Chunks: span(1, 11, 15), Cause: "buffer_full"})
+				a.chunks(cs[15:]...)
+			},
+			held: []vms.Epoch{1}, again: func(a *agent) {
+				a.send(&wire.GapMessage{ID: "durable", Chunks: span(1, 18, 20), Cause: wire.CauseDurable})
+			},
+			while: []string{"1:1-10", "1:11-17 part", "1:16-20"},
+			want:  []string{"1:1-10", "1:11-15", "1:16-20"},
+		},
+		"all of it": {
+			there: func(a *agent) { a.chunks(cs[10:]...) },
+			held:  []vms.Epoch{2}, again: func(*agent) {},
+			while: []string{"1:1-10", "1:11-20"},
+			want:  []string{"1:1-10", "1:11-20"},
+		},
+		"less": {
+			there: func(a *agent) { a.chunks(cs[10:15]...) },
+			held:  []vms.Epoch{2}, again: func(*agent) {},
+			while: []string{"1:1-10", "1:11-17"},
+			want:  []string{"1:1-10", "1:11-17"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var log heard
+			inBubble(t, func(r *rig) {
+				b := r.another()
+				defer b.shutdown()
+				h := newHub(r, cs)
+				h.connect(r)
+				h.push(17)
+				h.leave()
+				a := b.open(b.ticket("ch", 2), vms.LaneLive, 1)
+				a.init(1, 1)
+				tt.there(a)
+				for _, seq := range []uint64{15, 20} {
+					a.send(&wire.End{Epoch: 1, Seq: seq, Cause: "agent_restarted"})
+				}
+				time.Sleep(2 * time.Second)
+				a.hangUp()
+				a = r.open(r.ticket("ch", 3), vms.LaneLive, tt.held...)
+				r.nvr.set(func(n *nvr) { n.failParts = errors.New("away") })
+				tt.again(a)
+				time.Sleep(15 * time.Second) // nothing is decided while nobody can be asked
+				if name == "the end of it, and the hub says so" {
+					r.indexed("1:1-10", "1:16-20")
+				}
+				r.nvr.set(func(n *nvr) { n.failParts = nil })
+				time.Sleep(15 * time.Second)
+				r.indexed(tt.while...)
+				r.tmpfsIsEmpty()
+				a.hangUp()
+				r.nvr.set(func(n *nvr) { n.gone = true })
+				time.Sleep(time.Hour)
+				r.indexed(tt.want...)
+				if log.count("ALARM") != 0 {
+					r.t.Errorf("logged %q", log.lines)
+				}
+			}, log.of)
+		})
+	}
+}

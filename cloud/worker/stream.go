@@ -59,6 +59,11 @@ type recording struct {
 	pressed bool
 	// unwanted: the NVR does not take parts of it.
 	unwanted bool
+
+	// gen is the newest generation when it was begun here, 0 when it was brought
+	// back: another worker may have closed it since, or begun with a rest of it.
+	gen   vms.Generation
+	audit audit
 }
 
 // sending is an object on its way into the store.
@@ -100,9 +105,13 @@ func newStream(w *Worker, ch vms.ChannelID) *stream {
 }
 
 // newest is the highest generation seen.
-func (s *stream) newest() (g vms.Generation) {
+func (s *stream) newest() vms.Generation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.generation()
+}
+
+func (s *stream) generation() (g vms.Generation) {
 	for _, st := range s.lanes {
 		g = max(g, st.gen)
 	}
@@ -188,7 +197,7 @@ func (s *stream) settle() (err error) {
 		switch s.seg.State(o) {
 		case segment.Complete:
 			if r != nil {
-				err = errors.Join(err, s.finish(r))
+				err = errors.Join(err, s.complete(r))
 				continue
 			}
 			s.look(o.Chunks.Epoch, o.Chunks.Last)
@@ -358,7 +367,7 @@ func (s *stream) idle(now time.Time, grace, forget time.Duration) bool {
 	var parts, pressed []*segment.Open
 	done := true
 	for o, r := range s.recs {
-		if gone || now.Sub(r.grown) >= stalled {
+		if gone || now.Sub(r.grown) >= stalled || r.audit.shared {
 			parts = append(parts, o)
 		} else if r.pressed {
 			pressed = append(pressed, o)

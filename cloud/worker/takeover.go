@@ -252,7 +252,7 @@ func (s *stream) extend(ctx context.Context, src *source, r *recording, from uin
 		if r.parted == from-1 {
 			r.parted = last
 		}
-		r.grown = time.Now()
+		r.grown, r.gen = time.Now(), 0
 		s.seg.Restored(r.open, vms.ChunkRange{Epoch: r.open.Chunks.Epoch, First: from, Last: last}, r.open.Init)
 	}
 	if err == nil {

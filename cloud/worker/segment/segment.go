@@ -443,10 +443,12 @@ func (s *Segmenter) Holds(o *Open) bool { return slices.Contains(s.open, o) }
 // Have lists what there is of the stream.
 func (s *Segmenter) Have() []vms.ChunkRange { return s.have.Ranges() }
 
-// Has reports whether chunk seq of e was taken or is durable, Covers whether all
-// of r is.
-func (s *Segmenter) Has(e vms.Epoch, seq uint64) bool { return s.have.Has(e, seq) }
-func (s *Segmenter) Covers(r vms.ChunkRange) bool     { return s.have.Covers(r) }
+// Covers reports whether all of r was taken or is durable.
+func (s *Segmenter) Covers(r vms.ChunkRange) bool { return s.have.Covers(r) }
+
+// Seen reports whether the chunk behind o was taken here: o ends where its agent
+// ended it, and not because of what was lost.
+func (s *Segmenter) Seen(o *Open) bool { return s.taken.Has(o.Chunks.Epoch, o.Chunks.Last+1) }
 
 // Keep forgets all epochs but held. The open recordings of the others are complete.
 func (s *Segmenter) Keep(held []vms.Epoch) {
