@@ -131,6 +131,7 @@ FAULT ?=
 .PHONY: chaos
 chaos: setup build ## everything that goes wrong in the field, at full length: about 20 minutes (FAULT=name)
 	@$(if $(FAULT),:,$(call e2e-test,-run '^TestPowerCut$$',./agent/spool))
+	@$(if $(FAULT),:,export PROPERTY_RUNS=5000; $(call e2e-test,-run '^TestProperties$$' -timeout 30m,./cloud/e2e))
 	@export CHAOS=full; $(call e2e-test,-run 'TestChaos/$(FAULT)' -parallel 32 -timeout 40m,./cloud/e2e)
 
 # BENCH_ONLINE and BENCH_OUTAGE are how long the phases last, such as 10m.

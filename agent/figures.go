@@ -122,7 +122,9 @@ func (a *Agent) Status() lan.Status {
 		a.cfg.Log.Warn("cannot save how much was written to flash", "err", err)
 	}
 	today, ever, since := a.state.Flash()
-	today = max(today, st.FlashToday) // that is counted up once a minute
+	// What is counted up once a minute may lie behind.
+	ever += max(0, st.FlashToday-today)
+	today = max(today, st.FlashToday)
 	days, life := lifeLeft(a.chip, ever, today)
 	out.Flash = &lan.Flash{
 		Used: st.Flash, Limit: st.FlashLimit, Problem: cmp.Or(a.flashBroken, st.FlashProblem),

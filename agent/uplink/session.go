@@ -156,6 +156,9 @@ func (s *Session) write(stop, gctx context.Context, conn *websocket.Conn, out <-
 				continue
 			default:
 			}
+			// The library would wait 5 s and more for an NVR that is gone.
+			late := time.AfterFunc(lastWord, func() { conn.CloseNow() })
+			defer late.Stop()
 			conn.Close(websocket.StatusNormalClosure, "the agent is done")
 			return stop.Err()
 		}

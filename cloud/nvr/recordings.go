@@ -94,7 +94,13 @@ func (n *NVR) fillTimeline(ctx context.Context, p *Page, row ChannelRow, recs []
 		all = append(all, *after)
 	}
 	if after == nil && row.Wanted {
-		unreachable = append(unreachable, n.silence(id, all, gaps, idle, held)...)
+		for _, r := range n.silence(id, all, gaps, idle, held) {
+			if r.Duration() > n.UnreachableAfter {
+				unreachable = append(unreachable, r)
+			} else {
+				held = append(held, heldRange{TimeRange: r})
+			}
+		}
 	}
 	for _, r := range unreachable {
 		gaps = append(gaps, vms.Gap{ID: derivedID(r), Cause: vms.CauseHubUnreachable, TimeRange: r})
@@ -122,12 +128,12 @@ func (n *NVR) window(q RecordingQuery) (vms.TimeRange, error) {
 }
 
 // silentAfter is how long nothing may be known of a wanted channel before that
-// is a gap: hubs tell what they hold every few seconds.
+// stands on the timeline: hubs tell what they hold every few seconds.
 const silentAfter = 30 * time.Second
 
 // silence is the time from the last that is known of a channel until now, while
-// no hub runs it: what the hub holds of it may still arrive, and
-// takes its place then.
+// no hub runs it: pending, because a hub goes on recording without us, until it
+// has been away for so long that it is a gap.
 func (n *NVR) silence(id vms.ChannelID, recs []vms.Recording, gaps []vms.Gap, idle []vms.TimeRange, held []heldRange) []vms.TimeRange {
 	if n.runs(id) {
 		return nil
