@@ -239,6 +239,20 @@ func (p *simPipe) notify() {
 func (p *simPipe) shape(silent bool, rate float64, delay time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if rate != p.rate { // what waits on the line goes on at the new rate
+		now := time.Now()
+		p.free = now
+		for i := range p.queue {
+			q := &p.queue[i]
+			if !q.due.After(now) {
+				continue
+			}
+			if rate > 0 {
+				p.free = p.free.Add(time.Duration(float64(len(q.data)) / rate * float64(time.Second)))
+			}
+			q.due = p.free.Add(delay)
+		}
+	}
 	p.silent, p.rate, p.delay = silent, rate, delay
 	p.notify()
 }

@@ -195,7 +195,8 @@ func TestRestartedAgentGetsIn(t *testing.T) {
 	if d := time.Since(begin); d > 5*time.Second { // two probes of 0.3 s
 		t.Errorf("let in after %v", d)
 	}
-	if code := closed(t, r.stream); code != -1 {
+	// Whichever is faster: it is cut off, or told that a newer one is there.
+	if code := closed(t, r.stream); code != -1 && code != websocket.StatusGoingAway {
 		t.Errorf("the old connection was closed with %d, want cut off", code)
 	}
 	expect[*wire.Assign](t, r.open(t, "boot_2"))

@@ -228,10 +228,17 @@ func (s *stream) settled(ctx context.Context, f *fetch) error {
 	return nil
 }
 
+// errNext ends a replay: what follows is another recording, of another span, that
+// has the same number.
+var errNext = errors.New("the next recording")
+
 // extend appends to a recording on tmpfs what other workers stored of it.
 func (s *stream) extend(ctx context.Context, src *source, r *recording, from uint64) error {
 	gone := errors.New("the recording is not open any more")
 	last, err := src.replay(ctx, r.open.Recording, from, math.MaxUint64, func(_ *vms.Init, c *vms.Chunk) error {
+		if c.Flags.Has(vms.FlagFirst) {
+			return errNext
+		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.recs[r.open] != r {
@@ -431,6 +438,8 @@ func (p *source) replay(ctx context.Context, number uint32, from, until uint64, 
 				return last, errors.New("no room in the worker's directory")
 			}
 			switch err := put(&r.Init, &c); {
+			case errors.Is(err, errNext):
+				return last, nil
 			case errors.Is(err, cmaf.ErrInvalid):
 				return last, &uselessError{keys: []string{row.Key}, err: err}
 			case err != nil:
