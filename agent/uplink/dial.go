@@ -41,6 +41,8 @@ const (
 	// lastWord is how long a connection that can no longer be written to is still
 	// read: the other side may have said why it closes.
 	lastWord = 2 * time.Second
+	// goodbye is how long the NVR may take to answer that a session closes.
+	goodbye = time.Second
 )
 
 // Credential is what a hub proves itself with.
@@ -133,7 +135,8 @@ func (s *Session) dial(ctx context.Context) (*websocket.Conn, error) {
 	if s.Token != "" {
 		h.Set(wire.TokenHeader, s.Token)
 	}
-	conn, _, err = dial(ctx, s.client, u.String(), wire.SessionProtocol, h)
+	s.socket = nil
+	conn, _, err = dial(withSocket(ctx, &s.socket), s.client, u.String(), wire.SessionProtocol, h)
 	return conn, err
 }
 

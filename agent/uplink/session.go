@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -40,6 +41,8 @@ type Session struct {
 	OnState func(error)
 
 	client *http.Client // of tests; nil: the default
+
+	socket net.Conn // below the connection; of Run and what it starts
 
 	mu  sync.Mutex
 	out chan wire.SessionMessage // nil while down
@@ -157,8 +160,10 @@ func (s *Session) write(stop, gctx context.Context, conn *websocket.Conn, out <-
 			default:
 			}
 			// The library would wait 5 s and more for an NVR that is gone.
-			late := time.AfterFunc(lastWord, func() { conn.CloseNow() })
-			defer late.Stop()
+			if s.socket != nil {
+				late := time.AfterFunc(goodbye, func() { s.socket.Close() })
+				defer late.Stop()
+			}
 			conn.Close(websocket.StatusNormalClosure, "the agent is done")
 			return stop.Err()
 		}
