@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -203,4 +204,11 @@ func onTmpfs(t testing.TB, dir string) bool {
 	}
 	const tmpfs, ramfs = 0x01021994, 0x858458f6
 	return uint32(st.Type) == tmpfs || uint32(st.Type) == ramfs
+}
+
+// blocksOf lists what a file holds, oldest first.
+func (s *shelf) blocksOf(f *file) []*block {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(f.list)
 }

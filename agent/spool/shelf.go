@@ -526,13 +526,6 @@ func (s *shelf) blocks() []*block {
 	return all
 }
 
-// blocksOf lists what a file holds, oldest first.
-func (s *shelf) blocksOf(f *file) []*block {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(f.list)
-}
-
 // init returns an init that chunks on flash name.
 func (s *shelf) init(e vms.Epoch, id uint32) (vms.Init, bool) {
 	s.mu.Lock()
