@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -15,13 +16,14 @@ import (
 	"github.com/versity/versitygw/backend"
 	"github.com/versity/versitygw/backend/meta"
 	"github.com/versity/versitygw/backend/posix"
+	"github.com/versity/versitygw/s3api/middlewares"
 	"github.com/versity/versitygw/s3err"
 	"github.com/versity/versitygw/s3response"
 )
 
-// durable is versitygw's file system backend with the two things it lacks: it
-// syncs what it stored or removed before it says yes, and it tells when an
-// object was created.
+// durable is versitygw's file system backend with the three things it lacks: it
+// refuses a body that ended too early, it syncs what it stored or removed before
+// it says yes, and it tells when an object was created.
 //
 // The order of a PutObject is: data synced in an unnamed file, each metadata
 // file synced and renamed, the data linked to its name, directories synced. So
@@ -58,8 +60,49 @@ func newDurable(objects, metaDir string, created func(bucket, key string)) (*dur
 	return &durable{Posix: p, objects: objects, meta: metaDir, created: created}, nil
 }
 
+// wholeBody is a request's body that must have the length it was announced
+// with. The library below takes a connection that closed in the middle for the
+// body's end: without this, the object of a worker that was killed in the middle
+// of an upload would be half of it.
+type wholeBody struct {
+	io.Reader
+	left int64 // bytes
+}
+
+func (b *wholeBody) Read(p []byte) (int, error) {
+	n, err := b.Reader.Read(p)
+	b.left -= int64(n)
+	if b.left < 0 || err == io.EOF && b.left != 0 { //nolint:errorlint // a reader's io.EOF is never wrapped
+		return n, s3err.GetAPIError(s3err.ErrIncompleteBody)
+	}
+	return n, err
+}
+
+// requireWhole returns body as one that must have length bytes. The library
+// looks for a checksum behind the body by its type, so that must remain.
+func requireWhole(body io.Reader, length *int64) io.Reader {
+	if body == nil || length == nil {
+		return body
+	}
+	whole := &wholeBody{Reader: body, left: *length}
+	sums, ok := body.(middlewares.ChecksumReader)
+	if !ok {
+		return whole
+	}
+	return struct {
+		io.Reader
+		checksum
+	}{whole, sums}
+}
+
+type checksum interface {
+	Algorithm() string
+	Checksum() string
+}
+
 // PutObject stores an object, syncs it and tells that it is there.
 func (d *durable) PutObject(ctx context.Context, in s3response.PutObjectInput) (s3response.PutObjectOutput, error) {
+	in.Body = requireWhole(in.Body, in.ContentLength)
 	out, err := d.PutObjectWithPostFunc(ctx, in, (*os.File).Sync)
 	bucket, key := deref(in.Bucket), deref(in.Key)
 	if err != nil {
@@ -77,6 +120,12 @@ func (d *durable) PutObject(ctx context.Context, in s3response.PutObjectInput) (
 	}
 	d.created(bucket, key)
 	return out, nil
+}
+
+// UploadPart stores a part of an object to come, whole or not at all.
+func (d *durable) UploadPart(ctx context.Context, in *awss3.UploadPartInput) (*awss3.UploadPartOutput, error) {
+	in.Body = requireWhole(in.Body, in.ContentLength)
+	return d.UploadPartWithPostFunc(ctx, in, (*os.File).Sync)
 }
 
 // CompleteMultipartUpload does for an object made of parts what PutObject does.

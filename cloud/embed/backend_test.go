@@ -8,7 +8,10 @@ import (
 	"slices"
 	"testing"
 
+	awss3 "github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/versity/versitygw/backend/meta"
+	"github.com/versity/versitygw/s3response"
 )
 
 // We write attributes where the library's own code looks for them; this fails
@@ -39,6 +42,52 @@ func TestSidecarReadsWhatWeStore(t *testing.T) {
 	}
 	if _, err := s.RetrieveAttribute(nil, "bucket", "a", "etag"); !errors.Is(err, meta.ErrNoSuchKey) {
 		t.Errorf("removed attribute: %v", err)
+	}
+}
+
+// fasthttp says io.EOF when a connection closes in the middle of a body.
+func TestBodyThatEndsEarlyIsRefused(t *testing.T) {
+	objects, metaDir := t.TempDir(), t.TempDir()
+	t.Chdir(objects) // newDurable changes it; this changes it back
+	d, err := newDurable(objects, metaDir, func(_, key string) {
+		if key != "whole" {
+			t.Errorf("created %s", key)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Shutdown()
+	bucket := "bucket"
+	if err := d.CreateBucket(t.Context(), &awss3.CreateBucketInput{Bucket: &bucket, CreateBucketConfiguration: &types.CreateBucketConfiguration{}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	put := func(key string, sent, said int64) error {
+		_, err := d.PutObject(t.Context(), s3response.PutObjectInput{Bucket: &bucket, Key: &key, ContentLength: &said, Body: bytes.NewReader(make([]byte, sent))})
+		return err
+	}
+	if err := put("whole", 1000, 1000); err != nil {
+		t.Fatal(err)
+	}
+	for _, sent := range []int64{0, 999, 1001} {
+		if err := put("torn", sent, 1000); err == nil {
+			t.Errorf("an object of 1000 bytes was stored with %d", sent)
+		}
+	}
+	key, number := "parts", int32(1)
+	up, err := d.CreateMultipartUpload(t.Context(), s3response.CreateMultipartUploadInput{Bucket: &bucket, Key: &key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	part := func(sent, said int64) error {
+		_, err := d.UploadPart(t.Context(), &awss3.UploadPartInput{Bucket: &bucket, Key: &key, UploadId: &up.UploadId, PartNumber: &number, ContentLength: &said, Body: bytes.NewReader(make([]byte, sent))})
+		return err
+	}
+	if err := part(1000, 1000); err != nil {
+		t.Error(err)
+	}
+	if err := part(999, 1000); err == nil {
+		t.Error("a part of 1000 bytes was stored with 999")
 	}
 }
 
