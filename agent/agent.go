@@ -6,27 +6,33 @@ package agent
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/zipato/vms/agent/clocktls"
+	"github.com/zipato/vms/agent/control"
 	"github.com/zipato/vms/agent/hubclock"
 	"github.com/zipato/vms/agent/identity"
 	"github.com/zipato/vms/agent/lan"
+	"github.com/zipato/vms/agent/reconcile"
 	"github.com/zipato/vms/agent/spool"
 	"github.com/zipato/vms/agent/state"
 	"github.com/zipato/vms/agent/uplink"
 	"github.com/zipato/vms/pkg/obs"
+	"github.com/zipato/vms/pkg/seal"
 	"github.com/zipato/vms/pkg/token"
 	"github.com/zipato/vms/pkg/vms"
+	"github.com/zipato/vms/pkg/wire"
 )
 
 const (
@@ -57,7 +63,8 @@ type Config struct {
 	// RAM bounds the chunks of all streams together, bytes. 0: AutoRAM.
 	RAM int64
 	// Flash bounds what is put on flash when that is not enough, bytes: 0 is 512
-	// MiB, less than 0 none. It is in Spool, by default the folder spool in Dir.
+	// MiB, less than 0 none; what an earlier run has put there is brought all the
+	// same. It is in Spool, by default the folder spool in Dir.
 	Flash int64
 	Spool string
 	// FlashShare is how much of the free space may be used at most: 0.5.
@@ -79,7 +86,17 @@ type Config struct {
 	// whole hub, in the hub's time zone; empty: no limit.
 	UplinkLimit string
 
+	// CA are files with certificate authorities, in PEM, that are trusted beside
+	// the system's and the compiled ones.
+	CA []string
+	// SNTP is the host or host:port of a time server to ask beside the NVR; empty: none.
+	SNTP string
+	// Insecure allows an MQTT broker without TLS off the loopback.
+	Insecure bool
+
 	Version string
+	// Built is when the program was built: a time that has certainly passed.
+	Built   time.Time
 	Log     *slog.Logger
 	Metrics *obs.Registry
 }
@@ -90,6 +107,9 @@ type Agent struct {
 	id       *identity.Identity
 	unlock   func()
 	verifier *token.Verifier
+	roots    *x509.CertPool
+	tls      *tls.Config
+	client   *http.Client // of sessions and lanes
 	clock    *hubclock.Clock
 	state    *state.State
 	store    *spool.Store
@@ -98,16 +118,24 @@ type Agent struct {
 	boot     string
 	name     string
 	started  time.Time
+
+	reconciler *reconcile.Reconciler
+	line       *uplink.Session
+	mqtt       *control.Client
+	commands   *commands
+	reports    reports
+
 	// chip is what the flash can take in its life, bytes; flashBroken why it is not used.
 	chip        int64
 	flashBroken string
+	examining   sync.Mutex // held by the doctor: a second one would double the load
 
 	mu      sync.Mutex
 	ctx     context.Context // of Run; nil before and after
+	working context.Context // of commands: ends as soon as the agent is told to end
 	wg      sync.WaitGroup
 	entries map[vms.ChannelID]*entry
 	known   map[string]string // camera host -> what camera.Source remembered
-	control *uplink.Session
 
 	keepMu sync.Mutex                     // taken before mu
 	kept   map[vms.ChannelID]state.Stream // what state has
@@ -120,9 +148,12 @@ type Agent struct {
 
 // New checks the configuration, opens what the hub keeps and returns an agent.
 func New(cfg Config) (*Agent, error) {
-	limit, err := uplink.ParseSchedule(cfg.UplinkLimit, time.Local)
-	if err != nil {
+	if _, err := uplink.ParseSchedule(cfg.UplinkLimit, time.Local); err != nil {
 		return nil, fmt.Errorf("uplink limit: %w", err)
+	}
+	roots, err := clocktls.Roots(cfg.CA...)
+	if err != nil {
+		return nil, err
 	}
 	id, err := identity.Load(cfg.Dir)
 	if err != nil {
@@ -136,38 +167,61 @@ func New(cfg Config) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	if cfg.RAM == 0 {
-		cfg.RAM = AutoRAM(os.DirFS("/"))
-	}
-	cfg.Flash = cmp.Or(cfg.Flash, 512<<20)
-	cfg.Spool = cmp.Or(cfg.Spool, filepath.Join(cfg.Dir, "spool"))
-	cfg.FlashShare = cmp.Or(cfg.FlashShare, 0.5)
-	cfg.BackfillShare = cmp.Or(cfg.BackfillShare, 0.75)
-	if cfg.Flash < 0 { // what was not sent then is lost
-		cfg.Drain = cmp.Or(cfg.Drain, 10*time.Second)
-	}
-	cfg.Drain = cmp.Or(cfg.Drain, 2*time.Second)
-	cfg.Version = cmp.Or(cfg.Version, "dev")
-	if cfg.Log == nil {
-		cfg.Log = slog.Default()
-	}
+	cfg.fill()
 	if cfg.Metrics == nil {
 		cfg.Metrics = obs.NewRegistry()
 	}
-	now := time.Now()
 	a := &Agent{
-		cfg: cfg, id: id, unlock: unlock, verifier: v, clock: hubclock.New(now),
-		boot: vms.NewID[string]("boot"), name: "vms-agent/" + cfg.Version, started: now,
+		cfg: cfg, id: id, unlock: unlock, verifier: v, roots: roots,
+		boot: vms.NewID[string]("boot"), name: "vms-agent/" + cfg.Version, started: time.Now(),
 		entries: make(map[vms.ChannelID]*entry), known: make(map[string]string),
+		reports: reports{ring: make(chan struct{}, 1)},
 	}
 	if err := a.open(); err != nil {
 		unlock()
 		return nil, err
 	}
-	a.governor = uplink.NewGovernor(uplink.GovernorConfig{Schedule: limit, Share: cfg.BackfillShare})
-	a.control = a.newControl()
+	a.tls = clocktls.Config(roots, a.clock.Read)
+	a.client = uplink.NewClient(a.tls)
+	a.governor = uplink.NewGovernor(uplink.GovernorConfig{Share: cfg.BackfillShare})
+	a.setLimits(wire.HubLimits{}, nil)
+	a.line = a.newLine()
+	a.mqtt = a.newMQTT()
+	a.commands = a.newCommands()
+	a.reconciler = reconcile.New(reconcile.Config{
+		Hub: id.Hub, Now: a.passed, Store: a.state, Address: cameraAddress, Runner: runner{a}, Log: cfg.Log,
+		Open:     func(context string, sealed []byte) ([]byte, error) { return seal.Open(id.Key, context, sealed) },
+		OnLimits: a.setLimits, OnReport: a.setReport,
+	})
+	a.clock.OnLearn(func(time.Duration) { a.reconciler.Kick() })
 	a.figures = a.newFigures(cfg.Metrics)
 	return a, nil
+}
+
+// passed is the hub's UTC. While nobody has told the time it is one that has
+// certainly passed, not a guess.
+func (a *Agent) passed() (now time.Time, certain bool) {
+	now, certain = a.clock.Read()
+	if !certain {
+		now = a.clock.Passed()
+	}
+	return now, certain
+}
+
+// setLimits has the uplink limited as the owner of the hub says in the cloud, or
+// else as the agent was started with. zone is the hub's; nil: the system's.
+func (a *Agent) setLimits(l wire.HubLimits, zone *time.Location) {
+	if zone == nil {
+		zone = time.Local
+	}
+	s, err := uplink.ParseSchedule(cmp.Or(l.Uplink, a.cfg.UplinkLimit), zone)
+	if err != nil {
+		a.cfg.Log.Error("the cloud's limit of the uplink cannot be read; the agent's own holds", "limit", l.Uplink, "err", err)
+		if s, err = uplink.ParseSchedule(a.cfg.UplinkLimit, zone); err != nil {
+			return // New has checked it
+		}
+	}
+	a.governor.SetSchedule(s)
 }
 
 // open opens the hub's small state and the spool.
@@ -176,15 +230,16 @@ func (a *Agent) open() (err error) {
 	if a.state, err = state.Open(filepath.Join(cfg.Dir, stateName)); err != nil {
 		return fmt.Errorf("state: %w", err)
 	}
-	sc := spool.Config{RAM: cfg.RAM, Dir: cfg.Spool, Flash: cfg.Flash, FreeShare: cfg.FlashShare, Facts: a.state, Log: cfg.Log}
+	a.clock = hubclock.New(hubclock.Config{Store: a.state, Built: cfg.Built, SNTP: cfg.SNTP, Log: cfg.Log})
+	sc := spool.Config{
+		RAM: cfg.RAM, Dir: cfg.Spool, Flash: cfg.Flash, FreeShare: cfg.FlashShare, Log: cfg.Log,
+		Facts: a.state, Documents: a.state, Origin: spool.Origin(a.clock.Origin()),
+	}
 	if cfg.RefuseNew {
 		sc.Policy = spool.RefuseNew
 	}
 	// A budget of few files would be given up in large pieces.
 	sc.FileBytes = min(max(cfg.Flash/8, 2<<20), 32<<20)
-	if cfg.Flash < 0 {
-		sc.Dir, sc.Flash = "", 0
-	}
 	a.kept, err = a.state.Streams()
 	if err != nil {
 		return errors.Join(fmt.Errorf("state: %w", err), a.state.Close())
@@ -230,17 +285,25 @@ func (a *Agent) Run(ctx context.Context) error {
 			return fmt.Errorf("local API: %w (another agent may be running; set VMS_AGENT_LISTEN to another address)", err)
 		}
 	}
-	a.mu.Lock()
-	a.ctx = context.WithoutCancel(ctx)
-	a.mu.Unlock()
-	a.deliverRest()
-	// The control line goes after the streams: it brings their last states.
+	// working ends at once, and with it all that the cloud can ask for; rest when
+	// the streams have ended: the control line brings their last states.
 	rest, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, gctx := errgroup.WithContext(rest)
+	working, endWork := context.WithCancel(gctx)
+	defer endWork()
+	context.AfterFunc(ctx, endWork)
+	a.mu.Lock()
+	a.ctx, a.working = context.WithoutCancel(ctx), working
+	a.mu.Unlock()
+	a.deliverRest()
 	g.Go(func() error { return a.store.Run(gctx) })
 	g.Go(func() error { return a.runControl(gctx) })
+	g.Go(func() error { return a.mqtt.Run(working) })
+	g.Go(func() error { return a.clock.Run(gctx) })
+	g.Go(func() error { return a.prober().Run(working) })
 	g.Go(func() error { return a.keepTime(gctx) })
+	g.Go(func() error { return a.runReports(working) })
 	if l != nil {
 		srv := &http.Server{
 			Handler: a.handler(), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
@@ -264,16 +327,21 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.cfg.Log.Info("local API", "address", l.Addr().String())
 	}
 	g.Go(func() error {
-		select {
-		case <-ctx.Done():
-		case <-gctx.Done():
-		}
+		a.reconciler.Run(working)
 		ended := a.stopAll()
 		stop()
 		<-ended
 		return nil
 	})
 	return g.Wait()
+}
+
+// prober asks the NVR for the time as long as nobody has told it: without the
+// time no certificate is good, and without a certificate no session.
+func (a *Agent) prober() *clocktls.Prober {
+	return &clocktls.Prober{
+		URL: a.id.NVRURL, Roots: a.roots, Passed: a.clock.Passed, Known: a.clock.Known, Learn: a.clock.Learn, Log: a.cfg.Log,
+	}
 }
 
 // stopAll releases the cameras, lets the streams send what goes quickly, and

@@ -156,79 +156,6 @@ func TestCameraProblemsAreSaid(t *testing.T) {
 	}
 }
 
-// TestCommandsOfTheCloud: a hub whose clock is an hour ahead has learnt better
-// over the control line before it refuses a command as too late.
-func TestCommandsOfTheCloud(t *testing.T) {
-	vmstest.NoLeaks(t)
-	c := newCloud(t)
-	c.ahead = -time.Hour
-	h := runHub(t, c)
-	reply := func(id string) *wire.Reply {
-		t.Helper()
-		for {
-			select {
-			case m := <-c.line:
-				if r, ok := m.(*wire.Reply); ok && r.ID == id {
-					return r
-				}
-			case <-time.After(20 * time.Second):
-				t.Fatalf("no reply to %s", id)
-			}
-		}
-	}
-	for !h.a.clock.Known() {
-		select {
-		case <-t.Context().Done():
-			t.Fatal("the time was never learnt")
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
-	soon := time.Now().Add(c.ahead + time.Minute)
-	start := &wire.Start{ID: "cmd_1", Deadline: soon, Channel: "ch_1", SID: "sid_1", NVRURL: c.nvrURL(), Camera: vms.Camera{URL: "rtsp://127.0.0.1:1/"}}
-	c.toHub <- start
-	if r := reply("cmd_1"); !r.OK {
-		t.Fatalf("start: %+v", r)
-	}
-	s := h.until("started", func(s lan.Stream) bool { return s.Origin == "cloud" })
-	start.ID = "cmd_2"
-	c.toHub <- start
-	if r := reply("cmd_2"); !r.OK {
-		t.Errorf("start again: %+v", r)
-	}
-	if got := h.streams(); len(got) != 1 || got[0].ID != s.ID {
-		t.Errorf("streams %+v: the one that ran was replaced", got)
-	}
-	// What the cloud declared is not for the LAN to take over or to stop.
-	if code, body := h.start(c.token(t, nil), vms.Camera{URL: "rtsp://127.0.0.1:2/"}); code != 409 {
-		t.Errorf("taken over from the LAN: %d %s", code, body)
-	}
-	if code, body := h.call("DELETE", "/v1/streams/"+string(s.ID), nil); code != 403 {
-		t.Errorf("stopped from the LAN: %d %s", code, body)
-	}
-	if got := h.streams(); len(got) != 1 || got[0].ID != s.ID {
-		t.Errorf("streams %+v after that", got)
-	}
-	for id, m := range map[string]wire.SessionMessage{
-		"late":    &wire.Start{ID: "late", Deadline: soon.Add(-2 * time.Minute), Channel: "ch_2", SID: "sid_2", NVRURL: c.nvrURL(), Camera: start.Camera},
-		"foreign": &wire.Start{ID: "foreign", Deadline: soon, Channel: "ch_2", SID: "sid_2", NVRURL: "ws://evil.example/", Camera: start.Camera},
-		"camera":  &wire.Start{ID: "camera", Deadline: soon, Channel: "ch_2", SID: "sid_2", NVRURL: c.nvrURL(), Camera: vms.Camera{URL: "file:///x"}},
-	} {
-		c.toHub <- m
-		if r := reply(id); r.OK || r.Problem == "" {
-			t.Errorf("%s: %+v", id, r)
-		}
-	}
-	for _, id := range []string{"stop_1", "stop_2"} {
-		c.toHub <- &wire.Stop{ID: id, Deadline: soon, Channel: "ch_1"}
-		if r := reply(id); !r.OK {
-			t.Errorf("%s: %+v", id, r)
-		}
-	}
-	if code, body := h.call("GET", "/v1/status", nil); code != 200 || !strings.Contains(body, `"control":"online"`) {
-		t.Errorf("status: %d %s", code, body)
-	}
-}
-
 func TestSecondAgentOnOneDirectoryIsRefused(t *testing.T) {
 	vmstest.NoLeaks(t)
 	c := newCloud(t)
@@ -286,7 +213,7 @@ func TestPhasesAreSpread(t *testing.T) {
 func TestPlacesAreTakenAgain(t *testing.T) {
 	a := &Agent{entries: map[vms.ChannelID]*entry{}}
 	begin := func(ch vms.ChannelID) int {
-		e := &entry{channel: ch, origin: originCloud, place: a.freePlace(ch)}
+		e := &entry{channel: ch, origin: wire.OriginCloud, place: a.freePlace(ch)}
 		a.entries[ch] = e
 		return e.place
 	}

@@ -1,8 +1,10 @@
 package agent
 
 import (
-	"maps"
+	"fmt"
+	"net"
 	"net/url"
+	"strings"
 
 	"github.com/zipato/vms/agent/camera"
 	"github.com/zipato/vms/pkg/vms"
@@ -26,8 +28,19 @@ func cameraHost(c vms.Camera) string {
 	return u.Host
 }
 
-// sameCamera reports whether a stream of one is a stream of the other.
-func sameCamera(a, b vms.Camera) bool {
-	return a.URL == b.URL && a.Host == b.Host && a.Port == b.Port && a.Username == b.Username &&
-		a.Password == b.Password && maps.Equal(a.Templates, b.Templates)
+// cameraAddress names the place that a camera's password goes to.
+func cameraAddress(c vms.Camera) (string, error) {
+	all, err := camera.Resolve(c)
+	if err != nil {
+		return "", err
+	}
+	u, err := url.Parse(all[0].String())
+	if err != nil {
+		return "", fmt.Errorf("%w: camera: no address", vms.ErrInvalid)
+	}
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"rtsp": "554", "rtsps": "322"}[u.Scheme]
+	}
+	return u.Scheme + "://" + net.JoinHostPort(strings.ToLower(u.Hostname()), port), nil
 }

@@ -2,10 +2,12 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
-	"strings"
 	"time"
 
+	"github.com/zipato/vms/agent/control"
+	"github.com/zipato/vms/agent/reconcile"
 	"github.com/zipato/vms/agent/uplink"
 	"github.com/zipato/vms/pkg/retry"
 	"github.com/zipato/vms/pkg/vms"
@@ -19,14 +21,78 @@ const refusedWait = 5 * time.Minute
 // askTime is how often the NVR is asked what time it is.
 const askTime = time.Minute
 
-// newControl makes the control line: a session without a stream, over which the
-// NVR starts and stops streams.
-func (a *Agent) newControl() *uplink.Session {
+const docBroker = "broker"
+
+// The cloud reaches a hub in two ways: over MQTT, and over the control line, a
+// session without a stream. Either is enough, and both may say the same.
+
+// newLine makes the control line.
+func (a *Agent) newLine() *uplink.Session {
 	return &uplink.Session{
-		URL: a.id.NVRURL, Credential: a.credential(), Log: a.cfg.Log.With("session", "control"),
-		Hello:     func() *wire.SessionHello { return &wire.SessionHello{Agent: a.name, Boot: a.boot} },
-		OnMessage: a.command,
-		OnState:   a.setControl,
+		URL: a.id.NVRURL, Credential: a.credential(), Client: a.client, Log: a.cfg.Log.With("session", "control"),
+		Hello: func() *wire.SessionHello { return &wire.SessionHello{Agent: a.name, Boot: a.boot} },
+		OnMessage: func(m wire.SessionMessage) {
+			switch m := m.(type) {
+			case *wire.TimeAnswer:
+				a.learnTime(m)
+			case *wire.Desired:
+				a.obey(m)
+			case *wire.Command:
+				a.commands.take(m)
+			case *wire.Broker:
+				a.setBroker(m)
+			}
+		},
+		OnState: a.setControl,
+	}
+}
+
+// newMQTT makes the connection to the broker that the cloud named last.
+func (a *Agent) newMQTT() *control.Client {
+	c := control.New(control.Config{
+		Hub: a.id.Hub, Boot: a.boot, TLS: a.tls, Insecure: a.cfg.Insecure, Log: a.cfg.Log.With("session", "mqtt"),
+		OnDesired: a.obey, OnCommand: func(m *wire.Command) { a.commands.take(m) },
+	})
+	if b := a.broker(); b != nil {
+		c.SetBroker(*b)
+	}
+	return c
+}
+
+// broker returns the broker that is kept, or nil.
+func (a *Agent) broker() *wire.Broker {
+	b, err := keptBroker(a.state, a.id.Hub)
+	if err != nil {
+		a.cfg.Log.Error("where the MQTT broker is cannot be read; the NVR will say it again", "err", err)
+	}
+	return b
+}
+
+// keptBroker returns the broker that the cloud named to this hub, or nil.
+func keptBroker(docs documents, hub vms.HubID) (*wire.Broker, error) {
+	data, err := docs.Document(docBroker)
+	if err != nil || data == nil {
+		return nil, err
+	}
+	var b wire.Broker
+	if json.Unmarshal(data, &b) != nil { // its error may repeat the password
+		return nil, errors.New("the MQTT broker that the cloud named")
+	}
+	if b.Username != string(hub) {
+		return nil, nil // the hub was enrolled anew
+	}
+	return &b, nil
+}
+
+// setBroker takes what the NVR says, and keeps it for the time when it is away.
+func (a *Agent) setBroker(b *wire.Broker) {
+	a.mqtt.SetBroker(*b)
+	data, err := json.Marshal(b)
+	if err == nil {
+		err = a.state.PutDocument(docBroker, data)
+	}
+	if err != nil {
+		a.cfg.Log.Error("cannot keep where the MQTT broker is; after a restart the NVR has to be asked", "err", err)
 	}
 }
 
@@ -34,7 +100,7 @@ func (a *Agent) newControl() *uplink.Session {
 // again by its owner under the same key, so even that is asked again, slowly.
 func (a *Agent) runControl(ctx context.Context) error {
 	for {
-		err := a.control.Run(ctx)
+		err := a.line.Run(ctx)
 		if err == nil {
 			return nil
 		}
@@ -45,25 +111,33 @@ func (a *Agent) runControl(ctx context.Context) error {
 	}
 }
 
-// command carries out what the NVR asks. Starting waits for an old stream to
-// end, so it must not hold up the control line.
-func (a *Agent) command(m wire.SessionMessage) {
-	switch m := m.(type) {
-	case *wire.TimeAnswer:
-		a.learnTime(m)
-	case *wire.Start:
-		a.background(func() { a.reply(m.ID, a.startFromCloud(m)) })
-	case *wire.Stop:
-		a.background(func() { a.reply(m.ID, a.stopFromCloud(m)) })
+// obey takes what the cloud wants. It is on flash when this returns.
+func (a *Agent) obey(m *wire.Desired) {
+	err := a.reconciler.Desired(m)
+	switch {
+	case errors.Is(err, reconcile.ErrOld):
+		a.cfg.Log.Debug("desired document ignored", "err", err)
+		a.tellReport() // who sent it again may not know that it was heard
+	case err != nil:
+		a.cfg.Log.Error("desired document refused", "err", err)
+	}
+}
+
+// reply answers a command both ways: who asked takes the first.
+func (a *Agent) reply(r *wire.CommandReply) {
+	a.mqtt.Reply(r)
+	if err := a.line.Send(r); err != nil {
+		a.cfg.Log.Debug("answer not sent over the control line", "id", r.ID, "err", err)
 	}
 }
 
 // background runs f until the agent ends, unless it is ending.
-func (a *Agent) background(f func()) {
+func (a *Agent) background(f func(context.Context)) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.ctx != nil {
-		a.wg.Go(f)
+		ctx := a.working
+		a.wg.Go(func() { f(ctx) })
 	}
 }
 
@@ -75,7 +149,7 @@ func (a *Agent) askTime() {
 	a.asked = now
 	a.controlMu.Unlock()
 	// When the line is down, it is asked as soon as it is up.
-	_ = a.control.Send(&wire.TimeQuery{Sent: now.UnixMicro()})
+	_ = a.line.Send(&wire.TimeQuery{Sent: now.UnixMicro()})
 }
 
 func (a *Agent) learnTime(m *wire.TimeAnswer) {
@@ -102,50 +176,13 @@ func (a *Agent) keepTime(ctx context.Context) error {
 	}
 }
 
-// late reports whether a deadline has passed. A hub that does not know the time
-// obeys.
-func (a *Agent) late(deadline time.Time) bool {
-	return a.clock.Known() && a.clock.Now().After(deadline)
-}
-
-func (a *Agent) startFromCloud(m *wire.Start) error {
-	if a.late(m.Deadline) {
-		return errors.New("the command came too late")
-	}
-	if a.runs(m.Channel, m.SID, m.Camera) != nil {
-		return nil // as asked
-	}
-	_, err := a.start(request{channel: m.Channel, sid: m.SID, nvrURL: m.NVRURL, camera: m.Camera, origin: originCloud})
-	return err
-}
-
-func (a *Agent) stopFromCloud(m *wire.Stop) error {
-	if a.late(m.Deadline) {
-		return errors.New("the command came too late")
-	}
-	if err := a.stopChannel(m.Channel); !errors.Is(err, vms.ErrNotFound) {
-		return err
-	}
-	return nil // it does not run: as asked
-}
-
-func (a *Agent) reply(id string, err error) {
-	r := &wire.Reply{ID: id, OK: err == nil}
-	if err != nil {
-		r.Problem = err.Error()
-		r.Problem = strings.ToValidUTF8(r.Problem[:min(len(r.Problem), 1000)], "")
-	}
-	if err := a.control.Send(r); err != nil {
-		a.cfg.Log.Warn("cannot answer a command", "id", id, "err", err)
-	}
-}
-
 func (a *Agent) setControl(err error) {
 	a.controlMu.Lock()
 	a.controlUp, a.controlErr = err == nil, err
 	a.controlMu.Unlock()
 	if err == nil {
 		a.askTime()
+		a.tellReport()
 	}
 }
 

@@ -135,6 +135,7 @@ func TestDeliveryAfterRestart(t *testing.T) {
 	cfg := Config{Dir: enrolled(t, c)}
 	h := runHubWith(t, cfg)
 	s := h.startOne(c, cam, 10)
+	h.stopOne(s.ID)
 	began := time.Now()
 	h.stop()
 	if d := time.Since(began); d > 5*time.Second {
@@ -150,7 +151,8 @@ func TestDeliveryAfterRestart(t *testing.T) {
 		return got.Channel == "ch_1" && got.Origin == "spool" && got.Delivering && got.State == wire.StateStopped &&
 			got.HeldChunks >= s.HeldChunks && got.FlashBytes > 0 && got.Camera == "" && got.HeldUntil.After(got.HeldFrom)
 	})
-	h.stop() // once more, with nothing new
+	h.stop()       // once more, with nothing new
+	cfg.Flash = -1 // it is switched off: what is there is brought all the same
 	h = runHubWith(t, cfg)
 	c.worker.there.Store(true)
 	c.conns.cut()
@@ -183,7 +185,9 @@ func TestRefusedDeliveryKeepsTheFootage(t *testing.T) {
 	cam := camtest.Start(t, camtest.Options{Loop: true})
 	cfg := Config{Dir: enrolled(t, c)}
 	h := runHubWith(t, cfg)
-	held := h.startOne(c, cam, 5).HeldChunks
+	s := h.startOne(c, cam, 5)
+	h.stopOne(s.ID)
+	held := s.HeldChunks
 	h.stop()
 	c.refuse, c.status = wire.ProblemRevoked, 410
 	h = runHubWith(t, cfg)
@@ -196,7 +200,7 @@ func TestRefusedDeliveryKeepsTheFootage(t *testing.T) {
 	if code, body := h.start(c.token(t, nil), cam.Camera()); code != 201 {
 		t.Fatalf("start: %d %s", code, body)
 	}
-	s := h.until("a new start brings it", func(s lan.Stream) bool { return s.Frames > 0 && s.FlashBytes == 0 })
+	s = h.until("a new start brings it", func(s lan.Stream) bool { return s.Frames > 0 && s.FlashBytes == 0 })
 	h.stopOne(s.ID)
 	h.empty()
 	wantWhole(t, c.worker.chunks(), 2)
@@ -211,8 +215,9 @@ func TestGapsOutliveARestart(t *testing.T) {
 	cfg := Config{Dir: enrolled(t, c), RAM: 100 << 10, Flash: -1, Drain: 10 * time.Millisecond}
 	h := runHubWith(t, cfg)
 	c.mute.Store(true) // it commits nothing
-	h.startOne(c, cam, 1)
+	s := h.startOne(c, cam, 1)
 	h.until("chunks were dropped", func(s lan.Stream) bool { return s.DroppedChunks > 0 && s.OpenGaps > 0 })
+	h.stopOne(s.ID)
 	h.stop()
 	c.mute.Store(false)
 	c.mu.Lock()

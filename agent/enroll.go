@@ -7,16 +7,36 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
+	"github.com/zipato/vms/agent/clocktls"
+	"github.com/zipato/vms/agent/hubclock"
 	"github.com/zipato/vms/agent/identity"
 	"github.com/zipato/vms/pkg/vms"
 )
 
 // Enroll makes this hub known to the cloud at url, once: it makes a key pair in
-// dir and spends the enrolment code.
-func Enroll(ctx context.Context, url, code, name, dir string) (vms.HubID, error) {
-	id, err := identity.Enroll(ctx, http.DefaultClient, url, code, name, dir)
+// dir and spends the enrolment code. ca are files with certificate authorities to
+// trust beside the system's (Config.CA).
+//
+// A hub that has just been unpacked often does not know what time it is, and
+// without the time no certificate is good: the cloud is asked first.
+func Enroll(ctx context.Context, url, code, name, dir string, ca ...string) (vms.HubID, error) {
+	roots, err := clocktls.Roots(ca...)
+	if err != nil {
+		return "", err
+	}
+	clock := hubclock.New(hubclock.Config{})
+	if strings.HasPrefix(url, "https:") {
+		// A cloud that does not tell it is verified at the system's time.
+		if t, err := clocktls.Probe(ctx, url, roots, clock.Passed()); err == nil {
+			clock.Learn(t.Asked, t.Answered, t.Server)
+		}
+	}
+	client := &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: clocktls.Config(roots, clock.Read)}}
+	defer client.CloseIdleConnections()
+	id, err := identity.Enroll(ctx, client, url, code, name, dir)
 	if err != nil {
 		return "", err
 	}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"math"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/zipato/vms/agent/control"
 	"github.com/zipato/vms/agent/lan"
 	"github.com/zipato/vms/pkg/obs"
 	"github.com/zipato/vms/pkg/vms"
@@ -82,7 +84,7 @@ func (a *Agent) describe(e *entry) lan.Stream {
 	sp := a.store.Spool(e.channel)
 	held := sp.Stats()
 	out := lan.Stream{
-		ID: e.id, Channel: e.channel, Camera: cameraHost(e.camera), Origin: e.origin,
+		ID: e.id, Channel: e.channel, Camera: cameraHost(e.camera), Origin: e.origin, Mode: string(e.mode), Recording: e.stream.Recording(),
 		State: st.State, Problem: st.Problem, Since: e.since, Delivering: e.stream.Delivering() && e.ended.IsZero(),
 		CapturedUntil: e.stream.Captured(), ReceivedUntil: e.stream.Received(), DurableUntil: held.DurableUntil,
 		HeldBytes: held.RAM + held.Flash, HeldChunks: held.Chunks, RAMBytes: held.RAM, FlashBytes: held.Flash,
@@ -106,13 +108,18 @@ func (a *Agent) describe(e *entry) lan.Stream {
 func (a *Agent) Status() lan.Status {
 	utc, uncertain := a.clock.UTC(time.Now())
 	control, why := a.controlState()
+	mqtt, whyMQTT := a.mqttState()
 	st, up := a.store.Stats(), a.governor.Stats()
 	_, pressure := a.store.Pressure()
 	out := lan.Status{
 		Hub: a.id.Hub, Version: a.cfg.Version, Time: utc, TimeUncertain: uncertain,
-		Uptime: time.Since(a.started).Seconds(), Control: control, ControlProblem: why, Streams: len(a.Streams()),
+		TimeSource: a.clock.Source(), Uptime: time.Since(a.started).Seconds(), Control: control, ControlProblem: why,
+		MQTT: mqtt, MQTTProblem: whyMQTT, Desired: a.desired(), Streams: len(a.Streams()),
 		RAM:    lan.RAM{Used: st.RAM, Limit: st.RAMLimit, Pressure: pressure},
 		Uplink: lan.Uplink{Measured: 8 * up.Uplink, Limit: 8 * up.Cap, Backfill: 8 * up.Backfill, Delay: up.Delay.Seconds(), Sent: up.Sent},
+	}
+	if c := a.clock.Reported(); c.ErrorMS >= 0 {
+		out.TimeError = &c.ErrorMS
 	}
 	if a.cfg.Flash < 0 {
 		return out
@@ -135,6 +142,37 @@ func (a *Agent) Status() lan.Status {
 		out.Flash.LifeDays = &days
 	}
 	return out
+}
+
+// desired is what the cloud wants and how far it is done; nil before it has said
+// anything.
+func (a *Agent) desired() *lan.Desired {
+	a.reports.mu.Lock()
+	defer a.reports.mu.Unlock()
+	r := a.reports.now
+	if r.Revision == 0 && r.Problem == "" {
+		return nil
+	}
+	return &lan.Desired{Revision: r.Revision, State: string(r.State), Problem: r.Problem, Items: r.Streams}
+}
+
+// mqttState says how the connection to the broker is.
+func (a *Agent) mqttState() (state, problem string) {
+	up, err := a.mqtt.Connected()
+	switch {
+	case up && err != nil:
+		return "online", err.Error()
+	case up:
+		return "online", ""
+	case errors.Is(err, control.ErrNoBroker):
+		if b := a.broker(); b == nil || b.URL == "" {
+			return "none", ""
+		}
+		return "offline", err.Error()
+	case err != nil:
+		return "offline", err.Error()
+	}
+	return "offline", ""
 }
 
 // figures are the metrics that are read when somebody asks for them.

@@ -87,12 +87,10 @@ func TestSIGTERMSavesEverything(t *testing.T) {
 	if took := time.Since(began); err != nil || took > 5*time.Second {
 		t.Errorf("the agent ended after %v with %v, want 0 within 5 s", took, err)
 	}
-	after := runHubWith(t, Config{Dir: dir}).until("what it held", func(s lan.Stream) bool { return s.Delivering })
+	cam.PowerOff() // the next agent pulls it again, and this is about what the first one left
+	after := runHubWith(t, Config{Dir: dir}).until("what it held", func(s lan.Stream) bool { return s.Origin == wire.OriginLAN && s.HeldChunks > 0 })
 	if after.HeldChunks < before.HeldChunks || after.HeldFrom.After(before.HeldFrom) || after.HeldUntil.Before(before.HeldUntil) || after.OpenGaps != 0 {
 		t.Errorf("held %d chunks from %v to %v before, %d from %v to %v after", before.HeldChunks, before.HeldFrom, before.HeldUntil,
 			after.HeldChunks, after.HeldFrom, after.HeldUntil)
-	}
-	if after.State != wire.StateStopped {
-		t.Errorf("state %s", after.State)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"encoding/base64"
 	"encoding/json"
 	"io"
 	"net"
@@ -19,8 +20,10 @@ import (
 
 	"github.com/coder/websocket"
 
+	"github.com/zipato/vms/agent/clocktls"
 	"github.com/zipato/vms/agent/lan"
 	"github.com/zipato/vms/pkg/problem"
+	"github.com/zipato/vms/pkg/seal"
 	"github.com/zipato/vms/pkg/token"
 	"github.com/zipato/vms/pkg/vms"
 	"github.com/zipato/vms/pkg/vmstest"
@@ -45,6 +48,7 @@ type cloudStub struct {
 	mu     sync.Mutex
 	states []string // that streams told
 	gaps   []vms.Gap
+	hubKey ed25519.PublicKey // of the hub that was enrolled last
 	line   chan wire.SessionMessage
 	toHub  chan wire.SessionMessage // over the control line
 }
@@ -75,8 +79,25 @@ func (c *cloudStub) nvrURL() string {
 
 func (c *cloudStub) serve(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == "/api/v1/enroll" {
+		var in struct {
+			PublicKey string `json:"public_key"`
+		}
+		if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+			c.t.Errorf("enrolment: %v", err)
+		}
+		key, err := base64.RawURLEncoding.DecodeString(in.PublicKey)
+		if err != nil {
+			c.t.Errorf("enrolment: %v", err)
+		}
+		c.mu.Lock()
+		c.hubKey = key
+		c.mu.Unlock()
 		w.WriteHeader(201)
 		_ = json.NewEncoder(w).Encode(map[string]any{"hub_id": "hub_1", "nvr_url": c.nvrURL(), "token_keys": c.signer.JWKS()})
+		return
+	}
+	if r.URL.Path == clocktls.Path {
+		_ = json.NewEncoder(w).Encode(map[string]any{"server_time": time.Now().UTC()})
 		return
 	}
 	if r.URL.Path == pushPath {
@@ -162,6 +183,88 @@ func (c *cloudStub) serve(w http.ResponseWriter, r *http.Request) {
 			c.line <- m
 		}
 	}
+}
+
+// desired is a document for the hub that was enrolled last.
+func (c *cloudStub) desired(rev int64, streams ...wire.DesiredStream) *wire.Desired {
+	return &wire.Desired{Hub: "hub_1", Revision: rev, Issued: time.Now(), Streams: streams}
+}
+
+// want is a stream that the cloud wants.
+func (c *cloudStub) want(t *testing.T, ch vms.ChannelID, mode wire.Mode, cam vms.Camera) wire.DesiredStream {
+	t.Helper()
+	data, err := json.Marshal(cam)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	sealed, err := seal.Seal(c.hubKey, "camera/"+string(ch), data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return wire.DesiredStream{Channel: ch, SID: vms.SID("sid_" + strings.TrimPrefix(string(ch), "ch_")), NVRURL: c.nvrURL(), Mode: mode, Active: true, Camera: sealed}
+}
+
+// unwanted is a stream that the cloud only declares.
+func (c *cloudStub) unwanted(t *testing.T, ch vms.ChannelID, cam vms.Camera) wire.DesiredStream {
+	t.Helper()
+	s := c.want(t, ch, wire.ModeOnDemand, cam)
+	s.Active = false
+	return s
+}
+
+// reported reads what the hub says over the control line until ok.
+func (c *cloudStub) reported(t *testing.T, what string, ok func(*wire.Reported) bool) *wire.Reported {
+	t.Helper()
+	return reported(t, c.line, what, ok)
+}
+
+// answer waits for the answer to a command over the control line.
+func (c *cloudStub) answer(t *testing.T, id string) *wire.CommandReply {
+	t.Helper()
+	return answer(t, c.line, id)
+}
+
+func reported(t *testing.T, said <-chan wire.SessionMessage, what string, ok func(*wire.Reported) bool) *wire.Reported {
+	t.Helper()
+	var last *wire.Reported
+	for {
+		select {
+		case m := <-said:
+			if r, is := m.(*wire.Reported); is {
+				if last = r; ok(r) {
+					return r
+				}
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s: the hub said %+v last", what, last)
+		}
+	}
+}
+
+func answer(t *testing.T, said <-chan wire.SessionMessage, id string) *wire.CommandReply {
+	t.Helper()
+	for {
+		select {
+		case m := <-said:
+			if r, ok := m.(*wire.CommandReply); ok && r.ID == id {
+				return r
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("no answer to %s", id)
+		}
+	}
+}
+
+// item returns what a report says of a channel.
+func item(r *wire.Reported, ch vms.ChannelID) wire.ReportedItem {
+	for _, s := range r.Streams {
+		if s.Channel == ch {
+			return s
+		}
+	}
+	return wire.ReportedItem{}
 }
 
 func (c *cloudStub) assign(sid vms.SID) *wire.Assign {
@@ -324,6 +427,12 @@ func (c *cloudStub) token(t *testing.T, edit func(*token.Stream)) string {
 		t.Fatal(err)
 	}
 	return tok
+}
+
+// tokenOf returns a token for another channel than the stub's own.
+func (c *cloudStub) tokenOf(t *testing.T, ch vms.ChannelID) string {
+	t.Helper()
+	return c.token(t, func(s *token.Stream) { s.Channel, s.SID = ch, vms.SID("sid_lan_"+string(ch)) })
 }
 
 // hub is an agent that runs, and its local API.

@@ -2,23 +2,23 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/bits"
 	"time"
 
 	"github.com/zipato/vms/agent/lan"
+	"github.com/zipato/vms/agent/reconcile"
 	"github.com/zipato/vms/agent/state"
 	"github.com/zipato/vms/agent/stream"
 	"github.com/zipato/vms/agent/uplink"
 	"github.com/zipato/vms/pkg/vms"
+	"github.com/zipato/vms/pkg/wire"
 )
 
-// Who asked for a stream.
-const (
-	originLAN   = "lan"   // an app, with a token
-	originCloud = "cloud" // the NVR
-	originSpool = "spool" // nobody: what an earlier run of the agent left is brought
-)
+// originSpool: nobody asked for the stream; what an earlier run of the agent left
+// is brought. The other origins are those of package wire.
+const originSpool = "spool"
 
 // entry is one channel's stream.
 type entry struct {
@@ -28,6 +28,7 @@ type entry struct {
 	channel vms.ChannelID
 	session state.Stream
 	origin  string
+	mode    wire.Mode
 	// place is where in the time of a recording its recordings begin.
 	place int
 	kill  context.CancelFunc // ends it at once; what it holds stays in the spool
@@ -44,84 +45,96 @@ func (e *entry) pulls() bool {
 	return e.ended.IsZero() && !e.stopping && e.origin != originSpool
 }
 
-// request is a stream that somebody wants.
-type request struct {
-	channel vms.ChannelID
-	sid     vms.SID
-	nvrURL  string
-	token   string
-	camera  vms.Camera
-	origin  string
-}
+// runner is the Agent as reconcile sees it: it starts, replaces and stops streams.
+type runner struct{ *Agent }
 
-// start begins a stream, or replaces the one of the same channel: a camera is
-// pulled once. What the old one held is the new one's to send.
-func (a *Agent) start(r request) (*entry, error) {
-	if !a.id.SameOrigin(r.nvrURL) {
-		return nil, fmt.Errorf("%w: the token is for another NVR than the one this hub is enrolled with", vms.ErrForbidden)
+// Start implements reconcile.Runner. A camera is pulled once: the stream of the
+// same channel ends, and what it held is the new one's to send.
+func (a runner) Start(t reconcile.Target) error {
+	if !a.id.SameOrigin(t.NVRURL) {
+		return fmt.Errorf("%w: the stream is for another NVR than the one this hub is enrolled with", vms.ErrForbidden)
 	}
-	if err := checkCamera(r.camera); err != nil {
-		return nil, err
+	if err := checkCamera(t.Camera); err != nil {
+		return err
 	}
 	a.mu.Lock()
-	old := a.entries[r.channel]
-	if old != nil && r.origin == originLAN && old.origin == originCloud && old.pulls() {
-		a.mu.Unlock()
-		return nil, fmt.Errorf("%w: the cloud runs the stream of this channel; stop it there first", vms.ErrConflict)
-	}
-	if (old == nil || !old.pulls()) && a.pulling() >= maxStreams {
-		a.mu.Unlock()
-		return nil, fmt.Errorf("%w: this hub runs %d streams already", vms.ErrUnavailable, maxStreams)
-	}
+	old, full := a.entries[t.Channel], a.full(t.Channel)
 	a.mu.Unlock()
+	if full != nil {
+		return full
+	}
 	if old != nil {
 		old.kill()
 		<-old.stream.Released()
 	}
-	e, err := a.launch(r, old)
-	if err != nil {
-		return nil, err
+	if err := a.launch(t, old); err != nil {
+		return err
 	}
-	a.remember(r.channel, nil)
-	return e, nil
+	a.remember(t.Channel, nil)
+	return nil
 }
 
-// launch runs what r asks for in the place of old.
-func (a *Agent) launch(r request, old *entry) (*entry, error) {
+// Stop implements reconcile.Runner: it returns at once; what the stream holds is
+// brought meanwhile, and then it leaves the list.
+func (a runner) Stop(ch vms.ChannelID) error {
+	if err := a.stopChannel(ch); !errors.Is(err, vms.ErrNotFound) {
+		return err
+	}
+	return nil
+}
+
+// State implements reconcile.Runner.
+func (a runner) State(ch vms.ChannelID) reconcile.State {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	e := a.entries[ch]
+	if e == nil || e.origin == originSpool {
+		return reconcile.State{}
+	}
+	st := e.stream.Status()
+	return reconcile.State{Running: e.pulls(), Recording: e.pulls() && e.stream.Recording(), Stream: st.State, Problem: st.Problem}
+}
+
+// launch runs t in the place of old.
+func (a *Agent) launch(t reconcile.Target, old *entry) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.ctx == nil {
-		return nil, fmt.Errorf("%w: the agent is stopping", vms.ErrUnavailable)
+		return fmt.Errorf("%w: the agent is stopping", vms.ErrUnavailable)
 	}
-	if e := a.entries[r.channel]; e != nil && e != old && e.ended.IsZero() {
-		return nil, fmt.Errorf("%w: the stream of this channel was just started by somebody else", vms.ErrConflict)
+	if e := a.entries[t.Channel]; e != nil && e != old && e.ended.IsZero() {
+		return fmt.Errorf("%w: the stream of this channel was just started by somebody else", vms.ErrConflict)
+	}
+	if err := a.full(t.Channel); err != nil && t.Origin != originSpool {
+		return err
 	}
 	ctx, kill := context.WithCancel(a.ctx)
 	e := &entry{
-		id: vms.NewID[vms.StreamID]("str"), channel: r.channel, camera: r.camera, origin: r.origin,
-		session: state.Stream{Channel: r.channel, SID: r.sid, NVRURL: r.nvrURL},
-		place:   a.freePlace(r.channel), kill: kill, done: make(chan struct{}), since: a.clock.Now(),
+		id: vms.NewID[vms.StreamID]("str"), channel: t.Channel, camera: t.Camera, origin: t.Origin, mode: t.Mode,
+		session: state.Stream{Channel: t.Channel, SID: t.SID, NVRURL: t.NVRURL},
+		place:   a.freePlace(t.Channel), kill: kill, done: make(chan struct{}), since: a.clock.Now(),
 	}
 	var after <-chan struct{}
 	if old != nil {
 		after = old.done
 	}
-	log := a.cfg.Log.With("channel", r.channel)
-	where := cameraHost(r.camera)
+	log := a.cfg.Log.With("channel", t.Channel)
+	where := cameraHost(t.Camera)
 	e.stream = stream.New(stream.Config{
-		ID: e.id, Channel: r.channel, SID: r.sid, Token: r.token, NVRURL: r.nvrURL,
-		Deliver: r.origin == originSpool, Camera: r.camera,
+		ID: e.id, Channel: t.Channel, SID: t.SID, Token: t.Token, NVRURL: t.NVRURL,
+		Deliver: t.Origin == originSpool, Camera: t.Camera, Mode: t.Mode, PreRoll: t.PreRoll, PostRoll: t.PostRoll,
 		Known: a.known[where], Remember: func(t string) {
 			a.mu.Lock()
 			defer a.mu.Unlock()
 			a.known[where] = t
 		},
-		Spool: a.store.Spool(r.channel), After: after, Clock: a.clock, Credential: a.credential(), Agent: a.name, Boot: a.boot,
+		Spool: a.store.Spool(t.Channel), After: after, Clock: a.clock, Client: a.client, Credential: a.credential(), Agent: a.name, Boot: a.boot,
 		Phase: share(e.place), Governor: a.governor, NewestFirst: a.cfg.NewestFirst, Pressure: a.store.Pressure,
-		Log: log, OnState: func(stream.Status) {},
+		Log: log, OnState: func(stream.Status) { a.reconciler.Kick() }, OnRecording: a.reconciler.Kick,
 	})
-	a.entries[r.channel] = e
+	a.entries[t.Channel] = e
 	a.wg.Go(func() {
+		defer a.reconciler.Kick()
 		defer close(e.done)
 		defer kill()
 		err := e.stream.Run(ctx)
@@ -138,7 +151,7 @@ func (a *Agent) launch(r request, old *entry) (*entry, error) {
 			delete(a.entries, e.channel)
 		}
 	})
-	return e, nil
+	return nil
 }
 
 // deliverRest brings what an earlier run of the agent left on flash.
@@ -167,8 +180,7 @@ func (a *Agent) deliverRest() {
 		a.remember(ch, nil)
 	}
 	for _, s := range deliver {
-		_, err := a.launch(request{channel: s.Channel, sid: s.SID, nvrURL: s.NVRURL, origin: originSpool}, nil)
-		if err != nil {
+		if err := a.launch(reconcile.Target{Channel: s.Channel, SID: s.SID, NVRURL: s.NVRURL, Origin: originSpool}, nil); err != nil {
 			a.cfg.Log.Error("cannot bring what is on flash", "channel", s.Channel, "err", err)
 		}
 	}
@@ -203,17 +215,6 @@ func (a *Agent) remember(ch vms.ChannelID, ended *entry) {
 	}
 }
 
-// runs returns the stream of a channel if it runs under sid from cam, else nil.
-func (a *Agent) runs(ch vms.ChannelID, sid vms.SID, cam vms.Camera) *entry {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	e := a.entries[ch]
-	if e == nil || !e.pulls() || a.ctx == nil || e.session.SID != sid || !sameCamera(e.camera, cam) {
-		return nil
-	}
-	return e
-}
-
 // freePlace returns the least place that no other stream with a camera has. a.mu is held.
 func (a *Agent) freePlace(ch vms.ChannelID) int {
 	for place := 0; ; place++ {
@@ -238,15 +239,19 @@ func (a *Agent) credential() uplink.Credential {
 	return uplink.Credential{Hub: a.id.Hub, Key: a.id.Key}
 }
 
-// pulling counts the streams with a camera. a.mu is held.
-func (a *Agent) pulling() int {
+// full says why the camera of a channel cannot be pulled beside those that are.
+// a.mu is held.
+func (a *Agent) full(ch vms.ChannelID) error {
 	n := 0
 	for _, e := range a.entries {
-		if e.pulls() {
+		if e.channel != ch && e.pulls() {
 			n++
 		}
 	}
-	return n
+	if n >= maxStreams {
+		return fmt.Errorf("%w: this hub runs %d streams already", vms.ErrUnavailable, maxStreams)
+	}
+	return nil
 }
 
 // tidy drops streams from the list that ended long ago. a.mu is held.
@@ -287,15 +292,19 @@ func (a *Agent) Start(tok string, cam vms.Camera) (lan.Stream, error) {
 	if t.Hub != "" && t.Hub != a.id.Hub {
 		return lan.Stream{}, fmt.Errorf("%w: the token is for another hub", vms.ErrForbidden)
 	}
-	e := a.runs(t.Channel, t.SID, cam) // a second tap on the same button must not interrupt what it started
-	if e == nil {
-		e, err = a.start(request{channel: t.Channel, sid: t.SID, nvrURL: t.NVR, token: tok, camera: cam, origin: originLAN})
+	if !a.id.SameOrigin(t.NVR) {
+		return lan.Stream{}, fmt.Errorf("%w: the token is for another NVR than the one this hub is enrolled with", vms.ErrForbidden)
 	}
+	err = a.reconciler.Start(reconcile.Local{Channel: t.Channel, SID: t.SID, NVRURL: t.NVR, Token: tok, Camera: cam})
 	if err != nil {
 		return lan.Stream{}, err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	e := a.entries[t.Channel]
+	if e == nil {
+		return lan.Stream{}, fmt.Errorf("%w: the stream was stopped again at this moment", vms.ErrConflict)
+	}
 	return a.describe(e), nil
 }
 
@@ -303,18 +312,45 @@ func (a *Agent) Start(tok string, cam vms.Camera) (lan.Stream, error) {
 func (a *Agent) Stop(id vms.StreamID) error {
 	a.mu.Lock()
 	var ch vms.ChannelID
-	declared := false
 	for _, e := range a.entries {
 		if e.id == id {
-			ch, declared = e.channel, e.origin == originCloud && e.pulls()
+			ch = e.channel
 		}
 	}
 	a.mu.Unlock()
-	if declared {
-		return fmt.Errorf("%w: the cloud runs this stream; stop it there", vms.ErrForbidden)
-	}
 	if ch == "" {
 		return fmt.Errorf("%w: no stream %s", vms.ErrNotFound, id)
 	}
+	if err := a.reconciler.Stop(ch); !errors.Is(err, vms.ErrNotFound) {
+		return err
+	}
+	// Nobody wants it any more: it delivers, or has ended and is still on the list.
 	return a.stopChannel(ch)
+}
+
+// Event implements lan.Agent: something happens at a channel, or at all that are
+// in mode event when it is empty; it is recorded with what came before it.
+func (a *Agent) Event(ch vms.ChannelID, preRoll, postRoll *time.Duration) error {
+	a.mu.Lock()
+	var all []*stream.Stream
+	for _, e := range a.entries {
+		if (ch == "" || e.channel == ch) && e.pulls() && e.mode == wire.ModeEvent {
+			all = append(all, e.stream)
+		}
+	}
+	e := a.entries[ch]
+	a.mu.Unlock()
+	switch {
+	case len(all) > 0:
+	case ch == "":
+		return fmt.Errorf("%w: no channel of this hub is in mode event and runs", vms.ErrConflict)
+	case e == nil:
+		return fmt.Errorf("%w: no stream of channel %s", vms.ErrNotFound, ch)
+	default:
+		return fmt.Errorf("%w: channel %s is not in mode event, or does not run", vms.ErrConflict, ch)
+	}
+	for _, s := range all {
+		s.Event(preRoll, postRoll)
+	}
+	return nil
 }

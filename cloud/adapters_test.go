@@ -101,6 +101,13 @@ func TestWhatWorkersStoreCanBeFound(t *testing.T) {
 	}
 }
 
+// mqttExposed is a good configuration with a change.
+func mqttExposed(change func(*Config)) Config {
+	c := Config{Listen: "127.0.0.1:1", S3Listen: "127.0.0.1:1", MQTTListen: "127.0.0.1:1"}
+	change(&c)
+	return c
+}
+
 func TestCheckExposure(t *testing.T) {
 	for _, tt := range []struct {
 		c  Config
@@ -113,13 +120,31 @@ func TestCheckExposure(t *testing.T) {
 		{Config{Listen: ":1", S3Listen: "127.0.0.1:1"}, false},
 		{Config{Listen: "vms.example:1", S3Listen: "127.0.0.1:1"}, false},
 		{Config{Listen: ":1", S3Listen: ":1", Insecure: true}, true},
+		{mqttExposed(func(c *Config) {}), true},
+		{mqttExposed(func(c *Config) { c.MQTTListen = "1" }), false},
+		{mqttExposed(func(c *Config) { c.MQTTListen = "0.0.0.0:1" }), false},
+		{mqttExposed(func(c *Config) { c.MQTTListen, c.MQTTCert, c.MQTTKey = "0.0.0.0:1", "c", "k" }), false}, // hubs cannot reach that
+		{mqttExposed(func(c *Config) { c.MQTTListen, c.MQTTPublicURL = "0.0.0.0:1", "mqtts://b" }), false},
+		{mqttExposed(func(c *Config) {
+			c.MQTTListen, c.MQTTPublicURL, c.MQTTCert, c.MQTTKey = "0.0.0.0:1", "mqtts://b", "c", "k"
+		}), true},
+		{mqttExposed(func(c *Config) { c.MQTTListen, c.MQTTPublicURL, c.Insecure = "0.0.0.0:1", "mqtt://b", true }), true},
+		{mqttExposed(func(c *Config) { c.MQTTPublicURL = "mqtts://b:8883" }), true}, // behind a proxy
+		{mqttExposed(func(c *Config) { c.MQTTPublicURL = "mqtt://b" }), false},
+		{mqttExposed(func(c *Config) { c.MQTTPublicURL = "https://b" }), false},
+		{mqttExposed(func(c *Config) { c.MQTTCert = "c" }), false},
+		{mqttExposed(func(c *Config) { c.MQTT.URL = "mqtts://b" }), true},
+		{mqttExposed(func(c *Config) { c.MQTT.URL = "mqtt://127.0.0.1" }), true},
+		{mqttExposed(func(c *Config) { c.MQTT.URL = "mqtt://b" }), false},
+		{mqttExposed(func(c *Config) { c.MQTT.URL, c.Insecure = "mqtt://b", true }), true},
+		{mqttExposed(func(c *Config) { c.MQTT.URL, c.MQTTListen = "mqtts://b", "0.0.0.0:1" }), true}, // nothing listens
 		{Config{Listen: ":1", S3Listen: ":1", PublicURL: "https://a", S3PublicURL: "https://b"}, true},
 		{Config{Listen: ":1", S3Listen: ":1", PublicURL: "https://a", S3PublicURL: "http://b"}, false},
 		{Config{Listen: "127.0.0.1:1", S3Listen: "127.0.0.1:1", PublicURL: "ftp://a"}, false},
 		{Config{Listen: "127.0.0.1", S3Listen: "127.0.0.1:1"}, false},
 	} {
 		if err := tt.c.checkExposure(); (err == nil) != tt.ok || err != nil && !errors.Is(err, vms.ErrInvalid) {
-			t.Errorf("%s, %s: %v", tt.c.Listen, tt.c.S3Listen, err)
+			t.Errorf("%+v: %v", tt.c, err)
 		}
 	}
 }

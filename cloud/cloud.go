@@ -24,6 +24,7 @@ import (
 	"github.com/zipato/vms/cloud/bucketevents"
 	"github.com/zipato/vms/cloud/bucketevents/inproc"
 	"github.com/zipato/vms/cloud/embed"
+	"github.com/zipato/vms/cloud/hubctl"
 	"github.com/zipato/vms/cloud/nvr"
 	"github.com/zipato/vms/cloud/objstore"
 	"github.com/zipato/vms/cloud/objstore/s3"
@@ -51,15 +52,20 @@ const (
 type Config struct {
 	// Data is the directory that keeps everything.
 	Data string
-	// Listen and S3Listen are addresses; 127.0.0.1:8080 and :9000.
-	Listen, S3Listen string
-	// PublicURL and S3PublicURL are what hubs and browsers reach, when that is
-	// not the address that is listened on.
-	PublicURL, S3PublicURL string
+	// Listen, S3Listen and MQTTListen are addresses; 127.0.0.1:8080, :9000 and :1883.
+	Listen, S3Listen, MQTTListen string
+	// PublicURL, S3PublicURL and MQTTPublicURL are what hubs and browsers reach,
+	// when that is not the address that is listened on.
+	PublicURL, S3PublicURL, MQTTPublicURL string
 	// S3 is an object store elsewhere. Without a URL the embedded one is started.
 	S3 S3Config
+	// MQTT is a broker elsewhere. Without a URL the embedded one is started.
+	MQTT MQTTConfig
+	// MQTTCert and MQTTKey are files of PEM: with them the embedded broker speaks
+	// TLS. They are read again when they change.
+	MQTTCert, MQTTKey string
 	// Insecure allows to listen off the loopback, and to talk to an object store
-	// off it, without TLS.
+	// or broker off it, without TLS.
 	Insecure bool
 	// WorkerDir is where open recordings are kept, best on tmpfs; below Data by default.
 	WorkerDir   string
@@ -97,22 +103,26 @@ type S3Config struct {
 
 // Cloud is one process in all roles. Make it with New, and call Run once.
 type Cloud struct {
-	cfg      Config
-	log      *slog.Logger
-	data     *embed.Data
-	store    *store.Store
-	s3       *embed.S3 // nil with a store elsewhere
-	objects  objstore.Store
-	closeS3  func()
-	events   *inproc.Queue
-	nvr      *nvr.NVR
-	worker   *worker.Worker
-	session  *session.Handler
-	auth     *auth.Auth
-	listener net.Listener
-	handler  http.Handler
-	metrics  *obs.Registry
-	list     chan struct{} // the bucket should be listed
+	cfg       Config
+	log       *slog.Logger
+	data      *embed.Data
+	store     *store.Store
+	s3        *embed.S3 // nil with a store elsewhere
+	objects   objstore.Store
+	closeS3   func()
+	mqtt      *embed.MQTT // nil with a broker elsewhere
+	hubctl    *hubctl.Client
+	mqttKey   []byte
+	brokerURL string // what hubs are told
+	events    *inproc.Queue
+	nvr       *nvr.NVR
+	worker    *worker.Worker
+	session   *session.Handler
+	auth      *auth.Auth
+	listener  net.Listener
+	handler   http.Handler
+	metrics   *obs.Registry
+	list      chan struct{} // the bucket should be listed
 }
 
 // New opens the data directory and every part. What it opened it closes again
@@ -120,6 +130,7 @@ type Cloud struct {
 func New(ctx context.Context, cfg Config) (*Cloud, error) {
 	cfg.Listen = cmp.Or(cfg.Listen, "127.0.0.1:8080")
 	cfg.S3Listen = cmp.Or(cfg.S3Listen, "127.0.0.1:9000")
+	cfg.MQTTListen = cmp.Or(cfg.MQTTListen, mqttListen)
 	cfg.Version = cmp.Or(cfg.Version, "dev")
 	cfg.WorkerBytes = cmp.Or(cfg.WorkerBytes, 512<<20)
 	cfg.Recording = cmp.Or(cfg.Recording, 30*time.Second)
@@ -132,12 +143,15 @@ func New(ctx context.Context, cfg Config) (*Cloud, error) {
 	if err := cfg.checkExposure(); err != nil {
 		return nil, err
 	}
-	if cfg.WorkerDir != "" {
-		dir, err := filepath.Abs(cfg.WorkerDir) // the embedded store will change the working directory
+	for _, path := range []*string{&cfg.WorkerDir, &cfg.MQTTCert, &cfg.MQTTKey} {
+		if *path == "" {
+			continue
+		}
+		abs, err := filepath.Abs(*path) // the embedded store will change the working directory
 		if err != nil {
 			return nil, err
 		}
-		cfg.WorkerDir = dir
+		*path = abs
 	}
 	c := &Cloud{cfg: cfg, log: cfg.Log, closeS3: func() {}, metrics: obs.NewRegistry(), list: make(chan struct{}, 1)}
 	if err := c.open(ctx); err != nil {
@@ -162,6 +176,9 @@ func (c *Cloud) open(ctx context.Context) (err error) {
 	}
 	signer, err := c.openRules()
 	if err != nil {
+		return err
+	}
+	if err := c.openBroker(ctx); err != nil {
 		return err
 	}
 	if err := c.openAuth(); err != nil {
@@ -195,6 +212,9 @@ func (c *Config) checkExposure() error {
 		if u, err := url.Parse(l.public); err != nil || u.Scheme != "https" {
 			return fmt.Errorf("%w: %s is not on the loopback: put a TLS proxy in front of it and name its https URL in %s, or pass -insecure", vms.ErrInvalid, l.addr, l.variable)
 		}
+	}
+	if err := c.checkBroker(); err != nil {
+		return err
 	}
 	if c.S3.URL == "" {
 		return nil
@@ -342,7 +362,8 @@ func (c *Cloud) openRules() (*token.Signer, error) {
 	c.nvr, err = nvr.New(nvr.Config{
 		Store: c.store, Objects: objects{c.objects}, Tokens: signer, SecretKey: secret, NVRURL: nvrURL, Log: c.log,
 		ReconcileEvery: c.cfg.ReconcileEvery, UnreachableAfter: c.cfg.UnreachableAfter,
-		Revoked:   func(sids []vms.SID) { c.worker.Revoke(sids) },
+		Revoked:    func(sids []vms.SID) { c.worker.Revoke(sids) },
+		HubRevoked: c.disconnect, Broker: c.broker,
 		Retention: nvr.Retention{Age: c.cfg.RetentionAge, Bytes: c.cfg.RetentionBytes},
 		Segment:   wire.SegmentOptions{RecordingMS: c.cfg.Recording.Milliseconds(), ChunkMS: chunkMS},
 	})
@@ -391,7 +412,8 @@ func (c *Cloud) openWorker(v *token.Verifier) error {
 }
 
 // Run serves until ctx ends. Then, in order: lanes and sessions are sent away,
-// uploads under way finish, requests end, the store is closed.
+// uploads under way finish, hubs are told no more, requests end, broker and
+// store are closed.
 func (c *Cloud) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, c.close()) }()
 	rest, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -411,6 +433,16 @@ func (c *Cloud) Run(ctx context.Context) (err error) {
 	if c.s3 != nil {
 		g.Go(func() error { return c.s3.Run(gctx) })
 	}
+	if c.mqtt != nil {
+		g.Go(func() error { return c.mqtt.Run(gctx) })
+	}
+	hubs, leaveHubs := context.WithCancel(gctx)
+	defer leaveHubs()
+	left := make(chan struct{})
+	g.Go(func() error {
+		defer close(left)
+		return c.hubctl.Run(hubs)
+	})
 	g.Go(func() error { return c.nvr.Run(gctx) })
 	g.Go(func() error { return c.reconcileLoop(gctx) })
 	g.Go(func() error {
@@ -424,6 +456,8 @@ func (c *Cloud) Run(ctx context.Context) (err error) {
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 		defer cancel()
 		err = errors.Join(err, c.session.Shutdown(end))
+		leaveHubs()
+		<-left // with a word of farewell to the broker, which ends now
 		stop() // ends event streams and viewers, which Shutdown would wait for
 		if srv.Shutdown(end) != nil {
 			err = errors.Join(err, srv.Close())
@@ -442,6 +476,9 @@ func (c *Cloud) close() error {
 		}
 	}
 	c.closeS3()
+	if c.mqtt != nil {
+		add(c.mqtt.Close())
+	}
 	if c.s3 != nil {
 		add(c.s3.Close())
 	}

@@ -24,7 +24,7 @@ import (
 )
 
 func config(t *testing.T) cloud.Config {
-	return cloud.Config{Data: t.TempDir(), Listen: "127.0.0.1:0", S3Listen: "127.0.0.1:0", Log: vmstest.Log(t)}
+	return cloud.Config{Data: t.TempDir(), Listen: "127.0.0.1:0", S3Listen: "127.0.0.1:0", MQTTListen: "127.0.0.1:0", Log: vmstest.Log(t)}
 }
 
 // TestNewFailsCleanly: with a reason, and with nothing left open, so that the
@@ -44,6 +44,9 @@ func TestNewFailsCleanly(t *testing.T) {
 		"taken port":          {func(c *cloud.Config) { c.Listen = taken.Addr().String() }, "VMS_LISTEN"},
 		"taken S3 port":       {func(c *cloud.Config) { c.S3Listen = taken.Addr().String() }, "in use"},
 		"no TLS":              {func(c *cloud.Config) { c.Listen = "0.0.0.0:0" }, "VMS_PUBLIC_URL"},
+		"taken MQTT port":     {func(c *cloud.Config) { c.MQTTListen = taken.Addr().String() }, "VMS_MQTT_LISTEN"},
+		"no such certificate": {func(c *cloud.Config) { c.MQTTCert, c.MQTTKey = "missing", "missing" }, "certificate"},
+		"MQTT key is rubbish": {func(c *cloud.Config) { c.Data = badKey(t) }, "mqtt-key"},
 		"no TLS for S3":       {func(c *cloud.Config) { c.S3Listen = ":0" }, "VMS_S3_PUBLIC_URL"},
 		"plain public URL":    {func(c *cloud.Config) { c.Listen, c.PublicURL = "0.0.0.0:0", "http://vms.example" }, "https"},
 		"no address":          {func(c *cloud.Config) { c.Listen = "here" }, "here"},
@@ -84,6 +87,15 @@ func rubbish(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "vms.db"), []byte(strings.Repeat("rubbish ", 1000)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func badKey(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "mqtt-key"), []byte("rubbish"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return dir
@@ -303,7 +315,7 @@ func leftBehind() string {
 		if i == 0 || strings.Contains(g, "testing.tRunner(") { // this one, and the test that waits for it
 			continue
 		}
-		for _, whose := range []string{"github.com/zipato/vms/", "database/sql.", "net/http.(*Server)", "net/http.(*conn)"} {
+		for _, whose := range []string{"github.com/zipato/vms/", "github.com/nats-io/", "github.com/eclipse/", "database/sql.", "net/http.(*Server)", "net/http.(*conn)"} {
 			if strings.Contains(g, whose) {
 				return g
 			}

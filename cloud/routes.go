@@ -36,6 +36,7 @@ func (c *Cloud) routes(rest http.Handler) http.Handler {
 	}))
 	mux := http.NewServeMux()
 	mux.Handle("GET /session/v1", c.session)
+	mux.Handle("GET /time/v1", c.session.TimeHandler())
 	mux.Handle("GET /push/v1", c.worker.PushHandler())
 	mux.Handle("GET /healthz", health.Healthz())
 	mux.Handle("GET /readyz", health.Readyz())

@@ -87,7 +87,7 @@ func TestReportFailsOnAnyTarget(t *testing.T) {
 func TestRunStops(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := run(ctx, &strings.Builder{}, t.TempDir(), "v", []string{"amd64"}); !errors.Is(err, context.Canceled) {
+	if err := run(ctx, &strings.Builder{}, t.TempDir(), release{version: "v"}, []string{"amd64"}); !errors.Is(err, context.Canceled) {
 		t.Errorf("run = %v, want that it was cancelled", err)
 	}
 }

@@ -1,9 +1,10 @@
 // Package lan is the agent's HTTP API on the local network: an app starts a
 // stream with a token of the cloud and a camera's address; whoever has the LAN
-// key lists and stops streams and reads the hub's status.
+// key lists and stops streams, tells of events, and reads how the hub is.
 package lan
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/json"
@@ -18,20 +19,36 @@ import (
 	"github.com/zipato/vms/pkg/obs"
 	"github.com/zipato/vms/pkg/problem"
 	"github.com/zipato/vms/pkg/vms"
+	"github.com/zipato/vms/pkg/wire"
 )
 
 // maxBody bounds a request: a token and a camera's fields.
 const maxBody = 32 << 10
 
+// The most that an event may ask for before and after it.
+const (
+	MaxPreRoll  = time.Minute
+	MaxPostRoll = 10 * time.Minute
+)
+
 // Agent is what the API shows.
 type Agent interface {
-	// Start begins the stream that the token names, from this camera. Errors
-	// wrap vms.ErrExpired, ErrUnauthorized, ErrForbidden, ErrInvalid, ErrUnavailable.
+	// Start begins the stream that the token names, from this camera; the zero
+	// camera is the one that the cloud has stored for the channel. Errors wrap
+	// vms.ErrExpired, ErrUnauthorized, ErrForbidden, ErrInvalid, ErrUnavailable.
 	Start(token string, cam vms.Camera) (Stream, error)
 	// Stop ends a stream, or returns vms.ErrNotFound.
 	Stop(id vms.StreamID) error
 	Streams() []Stream
 	Status() Status
+	// Event says that something happens at a channel, or, when it is empty, at all
+	// that are in mode event; nil: the channel's own time before and after it. It
+	// returns at once. Errors wrap vms.ErrNotFound, or vms.ErrConflict where nothing
+	// is in mode event now.
+	Event(ch vms.ChannelID, preRoll, postRoll *time.Duration) error
+	// Doctor looks whether all is well, for half a minute at most, and returns the
+	// report, a JSON object. vms.ErrUnavailable: it is looking already.
+	Doctor(ctx context.Context) (json.RawMessage, error)
 }
 
 // Stream is one stream, as the API shows it. It holds no credentials.
@@ -41,10 +58,14 @@ type Stream struct {
 	// Camera is empty when the hub only brings what it still holds of the channel.
 	Camera string `json:"camera,omitempty"`
 	// Origin is "lan", "cloud" or, after a restart of the hub, "spool": who asked for it.
-	Origin  string    `json:"origin"`
-	State   string    `json:"state"`
-	Problem string    `json:"problem,omitempty"`
-	Since   time.Time `json:"since"`
+	Origin string `json:"origin"`
+	// Mode is a wire.Mode word: when it records. Recording: it does now; false in
+	// mode event between events.
+	Mode      string    `json:"mode,omitempty"`
+	Recording bool      `json:"recording"`
+	State     string    `json:"state"`
+	Problem   string    `json:"problem,omitempty"`
+	Since     time.Time `json:"since"`
 	// Delivering: no camera is pulled any more, and what is held is being brought.
 	// The stream leaves the list when all of it is stored.
 	Delivering bool `json:"delivering,omitempty"`
@@ -84,16 +105,38 @@ type Status struct {
 	Version       string    `json:"version"`
 	Time          time.Time `json:"time"`
 	TimeUncertain bool      `json:"time_uncertain"`
+	// TimeError bounds the error of Time, milliseconds, absent while nobody has
+	// told the time; TimeSource is who told it last: "nvr", "sntp", "rtc" or "none".
+	TimeError  *int64 `json:"time_error_ms,omitempty"`
+	TimeSource string `json:"time_source"`
 	// Uptime is in seconds.
 	Uptime float64 `json:"uptime_s"`
 	// Control is the line to the NVR: "online", "offline" or "connecting".
 	Control        string `json:"control"`
 	ControlProblem string `json:"control_problem,omitempty"`
-	Streams        int    `json:"streams"`
+	// MQTT is the connection to the broker: "online", "offline" or "none", when the
+	// cloud has named none. The problem says why it is not online, and sometimes
+	// what is wrong although it is.
+	MQTT        string `json:"mqtt"`
+	MQTTProblem string `json:"mqtt_problem,omitempty"`
+	// Desired is what the cloud wants of the hub, and what has become of it; absent
+	// before it has said anything.
+	Desired *Desired `json:"desired,omitempty"`
+	Streams int      `json:"streams"`
 
 	RAM    RAM    `json:"ram"`
 	Flash  *Flash `json:"flash,omitempty"` // not there: switched off
 	Uplink Uplink `json:"uplink"`
+}
+
+// Desired is a desired document and how far it is done.
+type Desired struct {
+	Revision int64 `json:"revision"`
+	// State is a wire.SyncState word. The problem is that of the document; those of
+	// its items are in Items.
+	State   string              `json:"state"`
+	Problem string              `json:"problem,omitempty"`
+	Items   []wire.ReportedItem `json:"items,omitempty"`
 }
 
 // RAM is the buffer in RAM of all streams together, bytes.
@@ -159,6 +202,8 @@ func Handler(c Config) http.Handler {
 	mux.HandleFunc("GET /v1/streams", h.keyed(h.list))
 	mux.HandleFunc("DELETE /v1/streams/{id}", h.keyed(h.stop))
 	mux.HandleFunc("GET /v1/status", h.keyed(h.status))
+	mux.HandleFunc("POST /v1/events", h.keyed(h.event))
+	mux.HandleFunc("POST /v1/doctor", h.keyed(h.doctor))
 	mux.HandleFunc("GET /metrics", h.keyed(c.Metrics.ServeHTTP))
 	mux.Handle("GET /healthz", health.Healthz())
 	mux.Handle("GET /readyz", health.Readyz())
@@ -174,7 +219,7 @@ func Handler(c Config) http.Handler {
 			problem.Write(w, &problem.Problem{Status: http.StatusMethodNotAllowed, Title: "Method not allowed", Detail: r.Method + " is not one of this path."})
 			return
 		}
-		problem.Respond(w, c.Log, fmt.Errorf("%w: no such path; the API is at /v1/streams and /v1/status", vms.ErrNotFound))
+		problem.Respond(w, c.Log, fmt.Errorf("%w: no such path; the API is at /v1/streams, /v1/events, /v1/status and /v1/doctor", vms.ErrNotFound))
 	})
 	return guard(c.Names, mux)
 }
@@ -185,8 +230,9 @@ type handler struct{ Config }
 func (h handler) keyed(next http.HandlerFunc) http.HandlerFunc {
 	want := sha256.Sum256([]byte(h.Key))
 	return func(w http.ResponseWriter, r *http.Request) {
-		got := sha256.Sum256([]byte(strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")))
-		if h.Key == "" || subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
+		shown, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		got := sha256.Sum256([]byte(shown))
+		if !ok || h.Key == "" || subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="LAN key"`)
 			problem.Write(w, &problem.Problem{Type: problem.TypeUnauthorized, Status: http.StatusUnauthorized, Title: "The LAN key is needed",
 				Detail: "Send \"Authorization: Bearer KEY\"; the key is in the file lan-key of the agent's data directory."})
@@ -225,6 +271,54 @@ func (h handler) stop(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// event takes {channel?, pre_roll_s?, post_roll_s?}.
+func (h handler) event(w http.ResponseWriter, r *http.Request) {
+	var in struct {
+		Channel  vms.ChannelID `json:"channel"`
+		PreRoll  *int64        `json:"pre_roll_s"`
+		PostRoll *int64        `json:"post_roll_s"`
+	}
+	err := readJSON(w, r, &in)
+	if err == nil && in.Channel != "" && !vms.ValidID(in.Channel) {
+		err = fmt.Errorf("%w: channel %.40q is no id", vms.ErrInvalid, in.Channel)
+	}
+	var pre, post *time.Duration
+	if err == nil {
+		pre, err = seconds("pre_roll_s", in.PreRoll, 0, MaxPreRoll)
+	}
+	if err == nil {
+		post, err = seconds("post_roll_s", in.PostRoll, time.Second, MaxPostRoll)
+	}
+	if err == nil {
+		err = h.Agent.Event(in.Channel, pre, post)
+	}
+	if err != nil {
+		problem.Respond(w, h.Log, err)
+		return
+	}
+	w.WriteHeader(http.StatusAccepted)
+}
+
+func seconds(name string, n *int64, least, most time.Duration) (*time.Duration, error) {
+	if n == nil {
+		return nil, nil
+	}
+	if *n < int64(least/time.Second) || *n > int64(most/time.Second) {
+		return nil, fmt.Errorf("%w: %s is %d, want %d to %d", vms.ErrInvalid, name, *n, least/time.Second, most/time.Second)
+	}
+	d := time.Duration(*n) * time.Second
+	return &d, nil
+}
+
+func (h handler) doctor(w http.ResponseWriter, r *http.Request) {
+	report, err := h.Agent.Doctor(r.Context())
+	if err != nil {
+		problem.Respond(w, h.Log, err)
+		return
+	}
+	writeJSON(w, http.StatusOK, report)
 }
 
 func (h handler) status(w http.ResponseWriter, _ *http.Request) {

@@ -1,12 +1,15 @@
 package lan
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/zipato/vms/pkg/obs"
 	"github.com/zipato/vms/pkg/problem"
@@ -16,7 +19,24 @@ import (
 
 type fakeAgent struct {
 	started []vms.Camera
+	events  []event
 	err     error
+}
+
+type event struct {
+	channel   vms.ChannelID
+	pre, post *time.Duration
+}
+
+func (f *fakeAgent) Event(ch vms.ChannelID, pre, post *time.Duration) error {
+	if f.err == nil {
+		f.events = append(f.events, event{ch, pre, post})
+	}
+	return f.err
+}
+
+func (f *fakeAgent) Doctor(context.Context) (json.RawMessage, error) {
+	return json.RawMessage(`{"ok":true}`), f.err
 }
 
 func (f *fakeAgent) Start(token string, cam vms.Camera) (Stream, error) {
@@ -52,12 +72,24 @@ func TestGuards(t *testing.T) {
 		{"metrics", "GET", "/metrics", "", nil, 200},
 		{"stop", "DELETE", "/v1/streams/str_1", "", nil, 204},
 		{"stop another", "DELETE", "/v1/streams/str_2", "", nil, 404},
+		{"event", "POST", "/v1/events", `{"channel":"ch_1"}`, nil, 202},
+		{"event with times", "POST", "/v1/events", `{"pre_roll_s":0,"post_roll_s":600}`, nil, 202},
+		{"event of all", "POST", "/v1/events", `{}`, nil, 202},
+		{"doctor", "POST", "/v1/doctor", "", nil, 200},
+		{"start without a camera", "POST", "/v1/streams", `{"token":"t"}`, nil, 201},
 		{"health needs no key", "GET", "/healthz", "", func(r *http.Request) { r.Header.Del("Authorization") }, 200},
 
 		{"list without key", "GET", "/v1/streams", "", func(r *http.Request) { r.Header.Del("Authorization") }, 401},
 		{"stop without key", "DELETE", "/v1/streams/str_1", "", func(r *http.Request) { r.Header.Del("Authorization") }, 401},
 		{"status with a wrong key", "GET", "/v1/status", "", func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+key+"x") }, 401},
 		{"metrics with a wrong key", "GET", "/metrics", "", func(r *http.Request) { r.Header.Set("Authorization", "Bearer ") }, 401},
+
+		{"event without key", "POST", "/v1/events", `{}`, func(r *http.Request) { r.Header.Del("Authorization") }, 401},
+		{"event with a token of the cloud", "POST", "/v1/events", `{}`, func(r *http.Request) { r.Header.Set("Authorization", "Bearer eyJhbGciOiJFZERTQSJ9.e30.c2ln") }, 401},
+		{"doctor without key", "POST", "/v1/doctor", "", func(r *http.Request) { r.Header.Del("Authorization") }, 401},
+		{"key in another scheme", "GET", "/v1/status", "", func(r *http.Request) { r.SetBasicAuth("", key) }, 401},
+		{"key without a scheme", "GET", "/v1/status", "", func(r *http.Request) { r.Header.Set("Authorization", key) }, 401},
+		{"two keys", "GET", "/v1/status", "", func(r *http.Request) { r.Header["Authorization"] = []string{"Bearer x", "Bearer " + key} }, 401},
 
 		{"by name", "GET", "/v1/status", "", func(r *http.Request) { r.Host = "hub.local:8090" }, 200},
 		{"by name in capitals", "GET", "/v1/status", "", func(r *http.Request) { r.Host = "HUB.local" }, 200},
@@ -68,6 +100,13 @@ func TestGuards(t *testing.T) {
 		{"host that looks like an address", "GET", "/v1/status", "", func(r *http.Request) { r.Host = "127.0.0.1.evil.example" }, 403},
 		{"host that ends in a name", "GET", "/v1/status", "", func(r *http.Request) { r.Host = "evilhub.local" }, 403},
 		{"no host", "GET", "/v1/status", "", func(r *http.Request) { r.Host = "" }, 403},
+		{"rebound name with the port", "POST", "/v1/events", `{}`, func(r *http.Request) { r.Host = "evil.example:8090" }, 403},
+		{"rebound name and its origin", "POST", "/v1/streams", good, func(r *http.Request) {
+			r.Host = "evil.example:8090"
+			r.Header.Set("Origin", "http://evil.example:8090")
+		}, 403},
+		{"number that browsers take for an address", "GET", "/v1/status", "", func(r *http.Request) { r.Host = "2130706433" }, 403},
+		{"host with a user", "GET", "/v1/status", "", func(r *http.Request) { r.Host = "127.0.0.1@evil.example" }, 403},
 		{"foreign host of the health", "GET", "/healthz", "", func(r *http.Request) { r.Host = "evil.example" }, 403},
 
 		{"own origin", "POST", "/v1/streams", good, func(r *http.Request) { r.Header.Set("Origin", "http://"+r.Host) }, 201},
@@ -75,6 +114,18 @@ func TestGuards(t *testing.T) {
 		{"origin of a sandbox", "POST", "/v1/streams", good, func(r *http.Request) { r.Header.Set("Origin", "null") }, 403},
 		{"another port is another origin", "GET", "/v1/streams", "", func(r *http.Request) { r.Header.Set("Origin", "http://127.0.0.1:1") }, 403},
 
+		{"origin that begins like this one", "POST", "/v1/streams", good, func(r *http.Request) { r.Header.Set("Origin", "http://"+r.Host+".evil.example") }, 403},
+		{"foreign origin with the key", "POST", "/v1/events", `{}`, func(r *http.Request) { r.Header.Set("Origin", "http://evil.example") }, 403},
+
+		{"event too long", "POST", "/v1/events", `{"post_roll_s":601}`, nil, 400},
+		{"event that ends before it begins", "POST", "/v1/events", `{"post_roll_s":0}`, nil, 400},
+		{"event from long ago", "POST", "/v1/events", `{"pre_roll_s":61}`, nil, 400},
+		{"event from the future", "POST", "/v1/events", `{"pre_roll_s":-1}`, nil, 400},
+		{"event that overflows", "POST", "/v1/events", `{"pre_roll_s":9223372036854775807}`, nil, 400},
+		{"event of no channel", "POST", "/v1/events", `{"channel":"../x"}`, nil, 400},
+		{"event with more", "POST", "/v1/events", `{"cause":"motion"}`, nil, 400},
+		{"event too large", "POST", "/v1/events", `{"channel":"` + strings.Repeat("x", maxBody) + `"}`, nil, 413},
+		{"wrong method of events", "GET", "/v1/events", "", nil, 405},
 		{"body too large", "POST", "/v1/streams", `{"token":"` + strings.Repeat("x", maxBody) + `"}`, nil, 413},
 		{"unknown field", "POST", "/v1/streams", `{"token":"t","camera":{},"debug":1}`, nil, 400},
 		{"unknown field of the camera", "POST", "/v1/streams", `{"token":"t","camera":{"exec":"sh"}}`, nil, 400},
@@ -105,6 +156,9 @@ func TestGuards(t *testing.T) {
 			}
 			if (len(agent.started) == 1) != (tt.want == 201) {
 				t.Errorf("%d streams started", len(agent.started))
+			}
+			if (len(agent.events) == 1) != (tt.want == 202) {
+				t.Errorf("%d events", len(agent.events))
 			}
 			if tt.want == 405 && w.Header().Get("Allow") == "" {
 				t.Error("405 without Allow (RFC 9110, section 15.5.6)")

@@ -12,9 +12,10 @@ const (
 	// clockStep: when media time and the hub's clock differ by more, a new span
 	// is begun instead of slewing for hours; a new epoch when UTC has to go back.
 	clockStep = 5 * time.Second
-	// settle is how long the first chunk of a session waits to see whether the
-	// camera sends its last seconds all at once: their arrival says nothing, and
-	// an anchor that is too late could only be slewed back, for hours.
+	// settle is for how long at the beginning of a session pictures are looked at,
+	// before its first chunk is stamped, to see whether the camera sends its last
+	// seconds all at once: their arrival says nothing, and an anchor that is too
+	// late could only be slewed back, for hours.
 	settle = 500 * time.Millisecond
 )
 
@@ -40,13 +41,18 @@ type mediaClock struct {
 	// minus media time, as the UTC of tick 0.
 	origin     time.Time
 	haveOrigin bool
+	// left is the most that sessions of the camera which are over were away from
+	// the hub's clock at their end.
+	left time.Duration
 }
 
 // utc is the UTC of a tick under the present anchor.
 func (c *mediaClock) utc(t int64) time.Time { return c.at.Add(toDuration(t-c.tick, c.ts)) }
 
-// observe takes the arrival of a picture.
-func (c *mediaClock) observe(t int64, now time.Time, ts uint32) {
+// observe takes the arrival of a picture. While the hub's time is provisional
+// nothing steps: all of it will be moved at once (rebase), and what lies side by
+// side in it stays so.
+func (c *mediaClock) observe(t int64, now time.Time, provisional bool, ts uint32) {
 	c.ts = ts
 	zero := now.Add(-toDuration(t, ts))
 	if !c.haveOrigin || zero.Before(c.origin) {
@@ -65,8 +71,10 @@ func (c *mediaClock) observe(t int64, now time.Time, ts uint32) {
 		return
 	}
 	c.slew, c.seen = c.best, false
-	c.stepped = c.stepped || c.best > clockStep
-	c.ahead = c.best < -clockStep
+	if !provisional {
+		c.stepped = c.stepped || c.best > clockStep
+		c.ahead = c.best < -clockStep
+	}
 	c.origin = now.Add(-toDuration(t, ts) - (d - c.best))
 }
 
@@ -87,10 +95,24 @@ func (c *mediaClock) begin(t int64, ts uint32) bool {
 	return true
 }
 
-// learnt: the hub knows the time at last, so that what was measured before
-// means nothing, and the next keyframe begins a span.
-func (c *mediaClock) learnt() {
-	c.haveOrigin, c.seen, c.slew, c.stepped = false, false, 0, c.ready
+// rebase moves all by delta, and by what UTC is away from the hub's clock: as
+// long as nothing is named by it, that need not be slewed away. It returns the
+// sum, in whole microseconds.
+func (c *mediaClock) rebase(delta time.Duration) time.Duration {
+	by := (delta + c.slew).Truncate(time.Microsecond)
+	shift(&c.at, by)
+	shift(&c.last, by)
+	shift(&c.origin, delta)
+	// A window that was begun measured against what is no more.
+	c.slew, c.left, c.seen = 0, 0, false
+	return by
+}
+
+// shift moves a time that was set.
+func shift(t *time.Time, by time.Duration) {
+	if !t.IsZero() {
+		*t = t.Add(by)
+	}
 }
 
 // rewind lets the next span begin before the last one ended: in another epoch.
@@ -98,6 +120,7 @@ func (c *mediaClock) rewind() { c.ready, c.last = false, time.Time{} }
 
 // forget drops the anchor: the camera's session is over.
 func (c *mediaClock) forget() {
+	c.left = max(c.left, c.slew.Abs())
 	c.ready, c.haveOrigin, c.seen, c.slew, c.stepped, c.ahead = false, false, false, 0, false, false
 }
 

@@ -90,8 +90,10 @@ type Mux struct {
 	held     *frame
 	cur      *building
 	closed   []*building
-	spanDue  bool // the next keyframe begins a span
-	started  bool // a keyframe of this session was seen
+	spanDue  bool      // the next keyframe begins a span
+	started  bool      // a keyframe of this session was seen
+	begun    time.Time // when the session was seen first: its first picture, or the first Tick
+	pace     uint8     // of the newest four pictures, a bit each: it came no sooner than it had to
 	lastDur  int64
 	soundQ   []soundSample
 	soundNow time.Time // arrival of the newest sound sample
@@ -159,8 +161,8 @@ func (m *Mux) Open(v cmaf.VideoParams, a *cmaf.AudioParams) error {
 	m.params, m.sound, m.ts = p, a, cmaf.Timescale(a)
 	m.vJump, m.aJump = unjump{}, unjump{}
 	m.reorder = reorder{depth: p.depth}
-	m.started, m.lastDur = false, 0
-	m.soundNow = time.Time{}
+	m.started, m.lastDur, m.pace = false, 0, 0
+	m.begun, m.soundNow = time.Time{}, time.Time{}
 	return nil
 }
 
@@ -177,6 +179,12 @@ func (m *Mux) Video(pts int64, now time.Time, uncertain bool, camera time.Time, 
 	if len(in.nalus) == 0 {
 		return
 	}
+	if m.begun.IsZero() {
+		m.begun = now
+	}
+	// What comes before the first keyframe tells how late pictures are, too.
+	t := m.vJump.place(pts*int64(m.ts/cmaf.VideoClock), now, m.ts)
+	m.clock.observe(t, now, uncertain, m.ts)
 	if !m.started {
 		if !in.key || !m.params.complete() {
 			m.stats.BeforeKey++
@@ -184,12 +192,7 @@ func (m *Mux) Video(pts int64, now time.Time, uncertain bool, camera time.Time, 
 		}
 		m.started, m.spanDue = true, true
 	}
-	t := m.vJump.place(pts*int64(m.ts/cmaf.VideoClock), now, m.ts)
-	if m.unsure && !uncertain {
-		m.clock.learnt()
-	}
 	m.unsure = uncertain
-	m.clock.observe(t, now, m.ts)
 	f := &frame{pts: t, key: in.key, nalus: in.nalus, camera: camera, now: now}
 	if in.key {
 		f.params = m.params.VideoParams
@@ -205,8 +208,49 @@ func (m *Mux) Video(pts int64, now time.Time, uncertain bool, camera time.Time, 
 	m.release(now)
 }
 
+// Rebase tells the Mux that the hub knows the time at last: all that it was
+// told before was off by delta, and from now on Video and Tick are told the
+// truth. Nothing else changes: the span and the recording go on, the next chunk
+// begins where the last one ends, and the next recording where UTC as it is now
+// says, but never sooner after the last than any other.
+//
+// It returns by what the chunks of the epoch that were flagged uncertain have to
+// be moved as well, which is delta and what UTC was behind the hub's clock; and
+// by how much more those of earlier sessions of the camera may then be wrong
+// than the hub's clock was. Call it once, before the first picture whose time is
+// certain.
+func (m *Mux) Rebase(delta time.Duration) (by, doubt time.Duration) {
+	doubt = m.clock.left
+	by = m.clock.rebase(delta)
+	m.unsure, m.span.uncertain = false, false
+	shift(&m.span.recUTC, by)
+	// Arrivals are only compared with each other and with the hub's clock.
+	shift(&m.begun, delta)
+	shift(&m.vJump.lastNow, delta)
+	shift(&m.aJump.lastNow, delta)
+	shift(&m.soundNow, delta)
+	for _, f := range m.reorder.queue {
+		shift(&f.now, delta)
+	}
+	if m.held != nil {
+		shift(&m.held.now, delta)
+	}
+	for _, c := range m.closed {
+		c.shift(delta)
+	}
+	if m.cur != nil {
+		m.cur.shift(delta)
+	}
+	return by, doubt
+}
+
 // Tick lets waits run out. Call it some ten times a second while a session is open.
-func (m *Mux) Tick(now time.Time) { m.release(now) }
+func (m *Mux) Tick(now time.Time) {
+	if m.begun.IsZero() {
+		m.begun = now
+	}
+	m.release(now)
+}
 
 // Flush emits all that is pending, with the last picture as long as the one
 // before it. The next keyframe begins a span.
@@ -243,6 +287,10 @@ func (m *Mux) timed(f *frame) {
 	if m.held != nil {
 		d := f.dts - m.held.dts
 		m.lastDur = d
+		m.pace = m.pace << 1 & 0xf
+		if f.now.Sub(m.held.now) >= toDuration(d, m.ts)/2 {
+			m.pace |= 1
+		}
 		m.add(m.held, d)
 		if f.key || m.ticks(m.cfg.Chunk) <= f.dts-m.cur.start || m.cur.bytes >= m.cfg.ChunkBytes {
 			m.close(f.dts, f.key, f.now)
@@ -278,12 +326,24 @@ func (m *Mux) close(end int64, gop bool, now time.Time) {
 func (m *Mux) release(now time.Time) {
 	for len(m.closed) > 0 {
 		c := m.closed[0]
-		if c.spanDue && !m.clock.ready && within(now, c.firstNow, settle) || m.waitsForSound(c, now) {
+		if c.spanDue && !m.clock.ready && m.settling(c, now) || m.waitsForSound(c, now) {
 			return
 		}
 		m.closed = m.closed[1:]
 		m.emit(c)
 	}
+}
+
+// settling reports whether the session's first chunk still waits: for settle from
+// when the session was opened. While pictures come faster than they are to be
+// shown it may be a burst, whose end tells more than all that came before: then
+// from when the chunk was whole.
+func (m *Mux) settling(c *building, now time.Time) bool {
+	since := m.begun
+	if m.pace&(m.pace-1) == 0 { // less than two of them
+		since = c.closed
+	}
+	return within(now, since, settle)
 }
 
 func (m *Mux) ticks(d time.Duration) int64 {

@@ -179,6 +179,82 @@ func TestBurstAtConnect(t *testing.T) {
 	}
 }
 
+// TestFirstChunkIsSoon: a camera that is joined in the middle of a GOP is
+// watched from its first picture on, not from its first keyframe: the first
+// chunk is there when half a second has passed and it is whole.
+func TestFirstChunkIsSoon(t *testing.T) {
+	for first := range 12 { // pictures before the keyframe; a GOP is 12 of 40 ms
+		r := newRig(t, Config{})
+		r.open(plain, nil)
+		var soon time.Duration
+		for i := 12 - first; soon == 0 && i < 100; i++ {
+			since := time.Duration(i-12+first) * 40 * time.Millisecond
+			r.picture(time.Duration(i)*40*time.Millisecond, t0.Add(since), i%12 == 0)
+			if len(r.chunks) > 0 {
+				soon = since
+			}
+		}
+		key := time.Duration(first) * 40 * time.Millisecond
+		if want := max(settle+20*time.Millisecond, key+240*time.Millisecond); soon == 0 || soon > want {
+			t.Errorf("keyframe after %v: the first chunk comes after %v, want %v", key, soon, want)
+		}
+		// A camera that sends nothing up to the keyframe is watched as long.
+		r = newRig(t, Config{})
+		r.open(plain, nil)
+		r.m.Tick(t0)
+		soon = 0
+		for i := 0; soon == 0 && i < 100; i++ {
+			at := time.Duration(i) * 40 * time.Millisecond
+			r.picture(at, t0.Add(key+at), i%12 == 0)
+			if len(r.chunks) > 0 {
+				soon = key + at
+			}
+		}
+		if want := max(settle+20*time.Millisecond, key+240*time.Millisecond); soon == 0 || soon > want {
+			t.Errorf("first picture after %v: the first chunk comes after %v, want %v", key, soon, want)
+		}
+	}
+}
+
+// TestBurstAfterAStall: the camera shows pictures as they are due, or none, and
+// stalls; when its last seconds come at once, settle has passed since it was
+// opened, but the end of the burst counts all the same.
+func TestBurstAfterAStall(t *testing.T) {
+	for name, test := range map[string]struct {
+		before int           // pictures before the burst
+		key    int           // the first keyframe
+		stall  time.Duration // before the burst
+	}{
+		"nothing before it":     {0, 0, time.Second},
+		"a picture before it":   {1, 1, time.Second},
+		"pictures before it":    {8, 10, 400 * time.Millisecond},
+		"the keyframe":          {1, 0, 400 * time.Millisecond},
+		"the keyframe and more": {4, 2, 350 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, Config{})
+			r.open(plain, nil)
+			r.m.Tick(t0)
+			at := func(i int) time.Duration { return time.Duration(i) * 40 * time.Millisecond }
+			burst := at(test.before) + test.stall
+			zero := burst + 100*time.Millisecond - at(test.before+100) // when picture 0 was due
+			for i := range 400 {
+				arrival := at(i)
+				if i >= test.before {
+					// 4 s of pictures in 100 ms, then as they are due
+					arrival = max(burst+time.Duration(i-test.before)*time.Millisecond, zero+at(i))
+				}
+				r.picture(at(i), t0.Add(arrival), i%50 == test.key)
+			}
+			r.m.Flush()
+			r.check()
+			if d := r.chunks[0].Start.Sub(t0.Add(zero + at(test.key))); d.Abs() > 200*time.Millisecond {
+				t.Errorf("the first picture of the burst is stamped %v off", d)
+			}
+		})
+	}
+}
+
 // TestTimestampJumps: the camera's clock is set; no picture is lost, and media
 // time goes on as the arrivals say.
 func TestTimestampJumps(t *testing.T) {
@@ -432,32 +508,219 @@ func TestHubClockSetBack(t *testing.T) {
 	}
 }
 
-// TestHubLearnsTheTime: what was stamped before is marked, and from the next
-// keyframe on it is right.
+// TestHubLearnsTheTime: what was stamped before is marked, and is right when it
+// is moved by as much as Rebase says. Nothing else shows that anything happened:
+// no hole, no new span, and recordings begin where UTC says, from the next one
+// on, never closer than they may and never later.
 func TestHubLearnsTheTime(t *testing.T) {
-	r := newRig(t, Config{Recording: 10 * time.Second})
-	r.open(plain, nil)
 	floor := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
-	for i := range 500 {
-		at := time.Duration(i) * 40 * time.Millisecond
-		now := t0.Add(at)
-		if r.unsure = i < 120; r.unsure {
-			now = floor.Add(at)
+	const recording, phase, gop = 10 * time.Second, 3 * time.Second, 40 // pictures of 40 ms
+	for name, tt := range map[string]struct {
+		learn, lost, found int // numbers of pictures; the camera is away from lost to found
+		drift              float64
+		sound              bool
+	}{
+		"in a recording":          {learn: 833},
+		"early in a recording":    {learn: 650},
+		"at a keyframe":           {learn: 800},
+		"after a keyframe":        {learn: 801},
+		"before the first chunk":  {learn: 5},
+		"before the camera":       {learn: 0},
+		"at once":                 {learn: 1},
+		"between two sessions":    {learn: 850, lost: 820, found: 1000},
+		"after a second session":  {learn: 1203, lost: 820, found: 1000},
+		"with sound on the way":   {learn: 801, sound: true},
+		"with a camera that runs": {learn: 2403, drift: 500e-6},
+		"with one that lags":      {learn: 2403, drift: -500e-6},
+	} {
+		for _, delta := range []time.Duration{21*24*time.Hour + 12345678*time.Microsecond, -time.Hour, 3 * time.Millisecond} {
+			t.Run(fmt.Sprint(name, " by ", delta), func(t *testing.T) {
+				r := newRig(t, Config{Recording: recording, Phase: phase})
+				var audio *cmaf.AudioParams
+				if tt.sound {
+					audio = aac
+				}
+				r.open(plain, audio)
+				r.unsure = true
+				var by time.Duration
+				raw, sample := 0, 0
+				for i := range 4000 {
+					at := time.Duration(i) * 40 * time.Millisecond
+					now := floor.Add(at)
+					if i == tt.learn {
+						by, _ = r.m.Rebase(delta)
+						raw, r.unsure = len(r.chunks), false
+						if (by - delta).Abs() > 100*time.Millisecond {
+							t.Errorf("moved by %v, want about %v", by, delta)
+						}
+					}
+					if !r.unsure {
+						now = now.Add(delta)
+					}
+					r.m.Tick(now)
+					if tt.lost < i && i < tt.found {
+						if i == tt.lost+1 {
+							r.m.Flush()
+						}
+						continue
+					}
+					if i == tt.found && i > 0 {
+						r.open(plain, audio)
+					}
+					r.picture(at+time.Duration(float64(at)*tt.drift), now, i%gop == 0)
+					for audio != nil && time.Duration(sample)*aacFrame < at-200*time.Millisecond {
+						r.sound(sample, now)
+						sample++
+					}
+				}
+				r.m.Flush()
+				for i := range r.chunks {
+					c := &r.chunks[i]
+					if c.Flags.Has(vms.FlagTimeUncertain) != (i < raw) {
+						t.Fatalf("chunk %d of %d, %d of which came before the time was known: flags %b", c.Seq, len(r.chunks), raw, c.Flags)
+					}
+					if i < raw {
+						c.Start, c.End = c.Start.Add(by), c.End.Add(by)
+					}
+				}
+				o := r.check()
+				if want := 1 + min(tt.found, 1); o.spans != want {
+					t.Errorf("%d spans, want %d", o.spans, want)
+				}
+				begins := func(c *vms.Chunk) time.Duration { // since the boundary before
+					return time.Duration(c.Start.UnixNano()-int64(phase)) % recording
+				}
+				var last *vms.Chunk
+				since := -1 // recordings that began after the time was known
+				learnt := floor.Add(delta + time.Duration(tt.learn)*40*time.Millisecond)
+				for i := range r.chunks {
+					c := &r.chunks[i]
+					seq := time.Duration(i) * 200 * time.Millisecond
+					if tt.found == 0 && tt.drift >= 0 && (c.Start.Sub(floor.Add(delta))-seq).Abs() > 150*time.Millisecond && i >= raw {
+						t.Fatalf("chunk %d begins %v after the first picture, want %v", c.Seq, c.Start.Sub(floor.Add(delta)), seq)
+					}
+					if !c.Flags.Has(vms.FlagFirst) {
+						continue
+					}
+					if last != nil && last.Recording < c.Recording {
+						d := c.Start.Sub(last.Start)
+						if d < recording/16 || d > recording+recording/16+gop*40*time.Millisecond+100*time.Millisecond {
+							t.Errorf("recording %d is %v long", last.Recording, d)
+						}
+						// The first may be due since what was the past is another.
+						if since < 0 && i >= raw && tt.drift == 0 && tt.found == 0 {
+							due := last.Start.Add(recording / 16)
+							due = due.Add(recording - time.Duration(due.UnixNano()-int64(phase))%recording)
+							if due.Before(learnt) {
+								due = learnt
+							}
+							if late := c.Start.Sub(due); late < -100*time.Millisecond || late > gop*40*time.Millisecond+100*time.Millisecond {
+								t.Errorf("recording %d begins %v after it was due", c.Recording, late)
+							}
+						}
+						if since > 0 && begins(c) > gop*40*time.Millisecond+100*time.Millisecond {
+							t.Errorf("recording %d begins %v after where it should", c.Recording, begins(c))
+						}
+					}
+					last = c
+					if i >= raw {
+						since++
+					}
+				}
+			})
 		}
-		r.picture(at, now, i%50 == 0)
 	}
-	r.m.Flush()
-	if o := r.check(); o.spans != 2 {
-		t.Errorf("%d spans, want 2", o.spans)
+}
+
+// TestRebaseSaysWhatEarlierSessionsMayBeOff: those that ended while UTC was
+// behind the hub's clock do not move with the one that goes on.
+func TestRebaseSaysWhatEarlierSessionsMayBeOff(t *testing.T) {
+	r := newRig(t, Config{})
+	r.open(plain, nil)
+	r.unsure = true
+	const drift = 2000e-6 // of the camera against the hub: four times what is followed
+	at := time.Duration(0)
+	for range 1000 {
+		r.picture(at-time.Duration(float64(at)*drift), t0.Add(at), true)
+		at += time.Second
 	}
-	r.allMuxed(0)
-	for _, c := range r.chunks {
-		right := !c.Start.Before(t0)
-		if c.Flags.Has(vms.FlagTimeUncertain) == right {
-			t.Errorf("chunk %d at %v: flags %b", c.Seq, c.Start, c.Flags)
+	r.open(plain, nil)
+	for range 20 {
+		r.picture(at, t0.Add(at), true)
+		at += time.Second
+	}
+	by, doubt := r.m.Rebase(time.Hour)
+	if (by-time.Hour).Abs() > 20*time.Millisecond || doubt < 1400*time.Millisecond || doubt > 1600*time.Millisecond {
+		t.Errorf("moved by %v, doubt %v, want an hour and 1.5 s", by, doubt)
+	}
+	if _, doubt = r.m.Rebase(0); doubt != 0 {
+		t.Errorf("doubt %v of what was placed", doubt)
+	}
+}
+
+// TestRebaseMovesEveryArrival: what waits for sound or for a burst to end goes on
+// waiting, and nothing takes the step for a jump of the camera.
+func TestRebaseMovesEveryArrival(t *testing.T) {
+	r := newRig(t, Config{})
+	r.open(plain, aac)
+	r.unsure = true
+	r.film(0, 8, 25)
+	r.sound(0, t0.Add(time.Second))
+	m := r.m
+	m.closed = append(m.closed, &building{firstNow: t0, closed: t0.Add(time.Second)})
+	arrivals := func() (out []time.Time) {
+		for _, c := range append(slices.Clone(m.closed), m.cur) {
+			if c != nil {
+				out = append(out, c.firstNow, c.closed)
+			}
 		}
-		if right && c.Recording == 0 && c.Flags.Has(vms.FlagFirst) && (c.Start.Sub(t0)-6*time.Second).Abs() > 50*time.Millisecond {
-			t.Errorf("the span after the time was learnt begins at %v", c.Start.Sub(t0))
+		for _, f := range m.reorder.queue {
+			out = append(out, f.now)
+		}
+		return append(out, m.held.now, m.soundNow, m.vJump.lastNow, m.aJump.lastNow, m.clock.origin)
+	}
+	before := arrivals()
+	m.Rebase(time.Hour)
+	for i, at := range arrivals() {
+		if want := before[i].Add(time.Hour); !before[i].IsZero() && !at.Equal(want) || before[i].IsZero() != at.IsZero() {
+			t.Errorf("arrival %d: %v, was %v", i, at, before[i])
+		}
+	}
+}
+
+// TestProvisionalTimeTakesNoSteps: a camera and a crystal that are both as far
+// off as they may be drift apart for hours before anybody tells the time. What
+// was captured stays in one piece, and what comes last is right.
+func TestProvisionalTimeTakesNoSteps(t *testing.T) {
+	for _, sign := range []float64{1, -1} {
+		r := newRig(t, Config{Recording: 10 * time.Minute})
+		r.open(plain, nil)
+		r.unsure = true
+		const pictures, every = 6 * 3600, time.Second
+		var by, delta time.Duration
+		delta = 21 * 24 * time.Hour
+		for i := range pictures {
+			at := time.Duration(i) * every
+			now := t0.Add(at + time.Duration(float64(at)*500e-6*sign))
+			if i == pictures-20 {
+				by, _ = r.m.Rebase(delta)
+				for k := range r.chunks {
+					r.chunks[k].Start, r.chunks[k].End = r.chunks[k].Start.Add(by), r.chunks[k].End.Add(by)
+				}
+				r.unsure = false
+			}
+			if !r.unsure {
+				now = now.Add(delta)
+			}
+			r.picture(at-time.Duration(float64(at)*500e-6*sign), now, true)
+		}
+		r.m.Flush()
+		o := r.check()
+		last := r.chunks[len(r.chunks)-1]
+		end := time.Duration(pictures) * every
+		want := t0.Add(delta + end + time.Duration(float64(end)*500e-6*sign))
+		if off := last.End.Sub(want); o.spans != 1 || off.Abs() > 200*time.Millisecond {
+			t.Errorf("%d spans, %v off at the end, moved by %v", o.spans, off, by)
 		}
 	}
 }

@@ -34,6 +34,12 @@ type building struct {
 	closed     time.Time // arrival of the picture after it
 }
 
+// shift moves the arrivals.
+func (c *building) shift(by time.Duration) {
+	shift(&c.firstNow, by)
+	shift(&c.closed, by)
+}
+
 type soundSample struct {
 	pts, dur int64 // dur 0: the next sample has not come yet
 	data     []byte

@@ -154,7 +154,7 @@ func (c *Cursor) step() step {
 	switch {
 	case c.closed:
 		return step{err: ErrClosed}
-	case c.waiting:
+	case c.waiting, c.lane == vms.LaneLive && c.s.withheld(c.s.newest().ord):
 	case c.lane == vms.LaneBackfill && c.newestFirst:
 		st = c.stepBack()
 	case c.lane == vms.LaneBackfill:
@@ -179,6 +179,7 @@ func (c *Cursor) read(r ref, tries int) (chunk *vms.Chunk, retry bool) {
 	s.mu.Lock()
 	now, held := s.heldAt(r.ord, r.seq)
 	if err == nil && held {
+		got = r.at.time.place(got)
 		s.mu.Unlock()
 		return &got, false
 	}
@@ -244,7 +245,8 @@ func (s *Spool) taken(c *Cursor, e vms.Epoch, seq uint64) (last uint64, ok bool)
 }
 
 // sent reports whether the worker that c goes to has the chunk or was sent it on
-// any connection, and the last one of the run of which that holds.
+// any connection that is open, and the last one of the run of which that holds;
+// when c is nil, whether any worker has.
 func (s *Spool) sent(c *Cursor, e vms.Epoch, seq uint64) (last uint64, ok bool) {
 	for _, o := range s.peers(c) {
 		if r := of(o.got, e); r.has(seq) {
@@ -268,7 +270,8 @@ func (s *Spool) takenFirst(c *Cursor, e vms.Epoch, seq uint64) (first uint64, ok
 }
 
 // outstanding returns the first chunk in [from, to) that is held and not taken.
-// What an elder live cursor still has to bring is passed over, unless it is c.
+// What an elder live cursor still has to bring is passed over, unless it is c,
+// and what is withheld.
 func (s *Spool) outstanding(c *Cursor, from, to key) (ref, bool) {
 	for k := from; ; {
 		r, ok := s.heldFrom(k)
@@ -277,6 +280,10 @@ func (s *Spool) outstanding(c *Cursor, from, to key) (ref, bool) {
 		}
 		if s.elders(c, r.key) {
 			k = s.elder.until
+			continue
+		}
+		if s.withheld(r.ord) {
+			k = key{ord: r.ord + 1}
 			continue
 		}
 		last, taken := s.taken(c, r.epoch(), r.seq)
@@ -298,6 +305,10 @@ func (c *Cursor) lastOutstanding(to key) (ref, bool) {
 			k = c.s.elder.from
 			continue
 		}
+		if c.s.withheld(r.ord) {
+			k = key{ord: r.ord}
+			continue
+		}
 		first, taken := c.s.takenFirst(c, r.epoch(), r.seq)
 		if !taken {
 			return r, true
@@ -310,7 +321,7 @@ func (c *Cursor) lastOutstanding(to key) (ref, bool) {
 func (c *Cursor) nextEnd(from, to key) *end {
 	for i := range c.s.ends {
 		e := &c.s.ends[i]
-		if !e.key.before(from) && e.key.before(to) && !slices.Contains(c.ends, e.key) && !c.s.elders(c, e.key) {
+		if !e.key.before(from) && e.key.before(to) && !slices.Contains(c.ends, e.key) && !c.s.elders(c, e.key) && !c.s.withheld(e.ord) {
 			return e
 		}
 	}

@@ -8,11 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"regexp"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"syscall"
@@ -22,6 +19,7 @@ import (
 	"go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
 
+	"github.com/zipato/vms/agent/disk"
 	"github.com/zipato/vms/pkg/vms"
 	"github.com/zipato/vms/pkg/wire"
 )
@@ -478,7 +476,7 @@ func withDB(path string, o *bbolt.Options, work func(*bbolt.DB) error) error {
 		return f, err
 	}
 	panicked := true
-	err := guard(func() error {
+	err := disk.Guard(errDamaged, func() error {
 		db, err := bbolt.Open(path, 0o600, o)
 		if err == nil {
 			err = work(db)
@@ -506,19 +504,8 @@ func withDB(path string, o *bbolt.Options, work func(*bbolt.DB) error) error {
 // with its locks held.
 func view(db *bbolt.DB, fn func(*bbolt.Tx) error) error {
 	return db.View(func(tx *bbolt.Tx) error {
-		return guard(func() error { return fn(tx) })
+		return disk.Guard(errDamaged, func() error { return fn(tx) })
 	})
-}
-
-// guard calls fn and makes errDamaged of a panic or a fault in it.
-func guard(fn func() error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: %v", errDamaged, p)
-		}
-	}()
-	return fn()
 }
 
 // fileName says what a file holds, so that one that cannot be read still tells.
@@ -577,32 +564,4 @@ func fromMicros(us int64) time.Time {
 		return time.Time{}
 	}
 	return time.UnixMicro(us).UTC()
-}
-
-// syncDir puts what was made, renamed or removed in a directory on flash.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
-
-// makeDir makes a directory, and those above it, and puts them on flash.
-func makeDir(dir string) error {
-	err := os.Mkdir(dir, 0o700)
-	if errors.Is(err, fs.ErrNotExist) && filepath.Dir(dir) != dir {
-		if err := makeDir(filepath.Dir(dir)); err != nil {
-			return err
-		}
-		err = os.Mkdir(dir, 0o700)
-	}
-	if errors.Is(err, fs.ErrExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(dir))
 }

@@ -7,6 +7,9 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/zipato/vms/pkg/vms"
 )
 
 // diskDir is a folder on a real disk: what is written to memory wears nothing
@@ -104,6 +107,57 @@ func TestFlashBytesPerByte(t *testing.T) {
 			t.Errorf("%s: counted %d bytes written, the kernel %d", tt.figure, ours, kernel)
 		}
 	}
+}
+
+// TestFlashBytesPerByteOfLittleRAM: transactions are no smaller because the
+// budget is, whatever a GOP is large; by the kernel's count.
+func TestFlashBytesPerByteOfLittleRAM(t *testing.T) {
+	worst := 0.0
+	for _, ram := range []int64{1 << 20, 2 << 20} {
+		for _, cameras := range []int{1, 4} {
+			for _, gop := range []int{3, 9, 13} { // chunks: 90, 270 and 390 KB
+				total := 12 * ram
+				if testing.Short() {
+					total /= 3
+				}
+				st := store(t, Config{RAM: ram, Dir: diskDir(t)})
+				var spools []*Spool
+				for i := range cameras {
+					spools = append(spools, st.Spool(vms.ChannelID(fmt.Sprint("ch_", i))))
+				}
+				before := diskWrites(t)
+				for n, captured := 0, int64(0); captured < total; n++ {
+					for i, s := range spools {
+						c := vms.Chunk{Epoch: epoch, Seq: uint64(n) + 1, Init: 1, Payload: make([]byte, 30<<10)}
+						if n == 0 || (n+i)%gop == 0 { // not all at once
+							c.Flags = vms.FlagKey
+						}
+						c.Start = time.Unix(1_800_000_000+int64(n), 0).UTC()
+						c.End = c.Start.Add(time.Second)
+						s.Append(c)
+						captured += int64(len(c.Payload))
+						st.work(t.Context())
+					}
+				}
+				var spilled int64
+				for _, s := range spools {
+					for _, b := range s.blocks {
+						spilled += b.Bytes
+					}
+					if d := s.Stats().Dropped; d > 0 {
+						t.Errorf("%d chunks dropped", d)
+					}
+				}
+				factor := float64(diskWrites(t)-before) / float64(spilled)
+				worst = max(worst, factor)
+				if spilled < total/2 || factor > 1.15 {
+					t.Errorf("%d MiB of RAM, %d cameras, GOPs of %d KiB: %.3f bytes written for one, want at most 1.15; %d of %d bytes spilled",
+						ram>>20, cameras, gop*30, factor, spilled, total)
+				}
+			}
+		}
+	}
+	fmt.Printf("figure flash_bytes_per_byte_little_ram %.3f x\n", worst)
 }
 
 func TestMemoryIsNoDisk(t *testing.T) {

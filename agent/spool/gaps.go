@@ -31,6 +31,10 @@ type hole struct {
 type gapState struct {
 	gap vms.Gap
 	ord int // of its chunks; -1 without
+	// raw: its times are provisional, of origin. The NVR is not told of it yet.
+	// old: Facts has it under its old name still.
+	raw, old bool
+	origin   Origin
 	// sent: it was handed out, and must not grow any more.
 	sent, inFlight bool
 	// A gap that is declared again while it is on its way is not committed by
@@ -53,8 +57,14 @@ func (g *gapState) touch() {
 // one can grow, else by a new one.
 func (s *Spool) dropped(ord int, e vms.Epoch, r run, start, end time.Time, cause vms.Cause) {
 	var g *gapState
+	var origin Origin
+	t := s.timed(ord)
+	raw := t != nil && t.raw && r.first <= t.last
+	if raw {
+		origin = t.origin
+	}
 	for _, o := range slices.Backward(s.gaps) {
-		if o.ord != ord || o.sent || o.gap.Cause != cause {
+		if o.ord != ord || o.sent || o.gap.Cause != cause || o.raw != raw {
 			continue
 		}
 		if c := o.gap.Chunks; c.Last+1 == r.first {
@@ -68,7 +78,7 @@ func (s *Spool) dropped(ord int, e vms.Epoch, r run, start, end time.Time, cause
 		break
 	}
 	if g == nil {
-		g = &gapState{ord: ord, gap: vms.Gap{
+		g = &gapState{ord: ord, raw: raw, origin: origin, gap: vms.Gap{
 			ID: vms.NewID[vms.GapID]("gap"), Cause: cause,
 			TimeRange: vms.TimeRange{Start: start, End: end},
 			Chunks:    &vms.ChunkRange{Epoch: e, First: r.first, Last: r.last},
@@ -140,11 +150,11 @@ func (s *Spool) mergeGaps() {
 			continue
 		}
 		o := kept[n-1]
-		if o.inFlight || g.inFlight || g.gap.Start.Sub(o.gap.End) > time.Second {
+		if o.inFlight || g.inFlight || g.gap.Start.Sub(o.gap.End) > time.Second || o.raw != g.raw || o.origin != g.origin {
 			kept = append(kept, g)
 			continue
 		}
-		m := &gapState{ord: -1, gap: o.gap}
+		m := &gapState{ord: -1, gap: o.gap, raw: o.raw, origin: o.origin}
 		m.gap.ID = vms.NewID[vms.GapID]("gap")
 		if g.gap.End.Sub(g.gap.Start) > o.gap.End.Sub(o.gap.Start) {
 			m.gap.Cause = g.gap.Cause
@@ -160,7 +170,7 @@ func (s *Spool) mergeGaps() {
 		m.touch()
 		for _, old := range []*gapState{o, g} {
 			if old.saved > 0 {
-				s.drops = append(s.drops, old.gap.ID)
+				s.drops = append(s.drops, old.factID())
 			}
 		}
 		kept[n-1] = m
@@ -189,18 +199,27 @@ func (s *Spool) explain(ord int, r run) *wire.GapMessage {
 
 // Declare keeps a gap that no dropped chunk explains, such as a camera that is
 // away. Declared again under its id it replaces what was said before.
-func (s *Spool) Declare(g vms.Gap) {
+func (s *Spool) Declare(g vms.Gap) { s.declare(g, false) }
+
+// DeclareProvisional is Declare for a gap whose times are provisional, as those
+// of the chunks around it are: the NVR hears of it when they have their place.
+func (s *Spool) DeclareProvisional(g vms.Gap) { s.declare(g, true) }
+
+func (s *Spool) declare(g vms.Gap, raw bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer s.notify()
 	for _, o := range s.gaps {
-		if o.gap.ID == g.ID {
+		if o.gap.ID == g.ID && o.raw == raw {
 			o.gap = g
 			o.touch()
 			return
 		}
 	}
-	o := &gapState{gap: g, ord: -1}
+	o := &gapState{gap: g, ord: -1, raw: raw}
+	if raw {
+		o.origin = s.store.cfg.Origin
+	}
 	if i := slices.Index(s.drops, g.ID); i >= 0 { // Facts has it still, as it was
 		s.drops = slices.Delete(s.drops, i, i+1)
 		o.version, o.saved = 1, 1
@@ -218,10 +237,10 @@ func (s *Spool) Gaps(max int) []vms.Gap {
 	defer s.mu.Unlock()
 	var out []vms.Gap
 	for _, g := range s.gaps {
-		if g.inFlight || len(out) == max {
+		if g.inFlight || g.raw || len(out) == max {
 			continue
 		}
-		if g.saved > 0 && g.saved != g.version && s.store.cfg.Facts != nil {
+		if (g.saved > 0 || g.old) && g.saved != g.version && s.store.cfg.Facts != nil {
 			// It has grown since it was saved. Should the agent be killed now, it would
 			// take back what it said: it is saved first.
 			g.urgent = true
@@ -282,7 +301,9 @@ func (s *Spool) toSave(due bool) (put []vms.Gap, versions []uint64, drop []vms.G
 		if g.saved == g.version || due && !g.urgent && (now.Sub(g.since) < gapPatience || g.saved > 0 && now.Sub(g.savedAt) < gapRest) {
 			continue
 		}
-		put, versions = append(put, g.value()), append(versions, g.version)
+		v := g.value()
+		v.ID = g.factID()
+		put, versions = append(put, v), append(versions, g.version)
 	}
 	drop, s.drops = s.drops, nil
 	return put, versions, drop
@@ -292,6 +313,7 @@ func (s *Spool) toSave(due bool) (put []vms.Gap, versions []uint64, drop []vms.G
 // It must not be called twice at a time.
 func (s *Spool) save(due bool) error {
 	f := s.store.cfg.Facts
+	s.store.savePlacements() // which boot provisional ones are of
 	put, versions, drop := s.toSave(due)
 	if f == nil {
 		return nil
@@ -321,13 +343,13 @@ func (s *Spool) saved(put []vms.Gap, versions []uint64) {
 	defer s.mu.Unlock()
 	now := time.Now()
 	for i, v := range put {
-		j := slices.IndexFunc(s.gaps, func(g *gapState) bool { return g.gap.ID == v.ID })
-		if j < 0 { // committed or merged meanwhile
+		j := slices.IndexFunc(s.gaps, func(g *gapState) bool { return g.factID() == v.ID })
+		if j < 0 { // committed, merged or placed meanwhile
 			s.drops = append(s.drops, v.ID)
 			continue
 		}
 		g := s.gaps[j]
-		g.saved, g.savedAt, g.since, g.urgent = versions[i], now, now, false
+		g.saved, g.savedAt, g.since, g.urgent, g.old = versions[i], now, now, false, false
 		s.notify()
 	}
 }

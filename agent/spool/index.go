@@ -49,10 +49,11 @@ func (k key) next() key {
 	return key{ord: k.ord, seq: k.seq + 1}
 }
 
-// entry is a chunk in RAM.
+// entry is a chunk in RAM. raw is how it was stamped, where that is another: so
+// it goes to flash, and is placed when it is read.
 type entry struct {
-	ord   int
-	chunk *vms.Chunk
+	ord        int
+	chunk, raw *vms.Chunk
 }
 
 func (e entry) key() key { return key{ord: e.ord, seq: e.chunk.Seq} }
@@ -66,6 +67,8 @@ type shelved struct {
 	ord     int
 	gone    runs
 	dropped bool // some of gone were not durable but dropped
+	// time is that of its epoch: what stands in the block is as it was stamped.
+	time *timing
 }
 
 // held counts the chunks that are not gone.
@@ -104,13 +107,15 @@ func (b *shelved) mark(seq uint64) (int, bool) {
 // startOf is when chunk seq begins: exact where a GOP does, in between a
 // straight line.
 func (b *shelved) startOf(seq uint64) time.Time {
-	from, at, next := b.First, b.Start, 0
+	from, at, next := b.First, b.time.at(b.First, b.Start), 0
 	if i, ok := b.mark(seq); ok {
-		from, at, next = b.Marks[i].Seq, b.Marks[i].Start, i+1
+		m := &b.Marks[i]
+		from, at, next = m.Seq, b.time.at(m.Seq, m.Start), i+1
 	}
-	to, until := b.Last+1, b.End
+	to, until := b.Last+1, b.time.at(b.Last, b.End)
 	if next < len(b.Marks) {
-		to, until = b.Marks[next].Seq, b.Marks[next].Start
+		m := &b.Marks[next]
+		to, until = m.Seq, b.time.at(m.Seq, m.Start)
 	}
 	if seq <= from {
 		return at
@@ -319,10 +324,10 @@ func (s *Spool) recordingEnd(r ref) (end key, complete bool) {
 	return key{ord: r.ord + 1}, n > 0 && s.last.before(s.ends[n-1].key)
 }
 
-// newestKey returns the newest keyframe in RAM.
+// newestKey returns the newest keyframe in RAM that may be shown.
 func (s *Spool) newestKey() (key, bool) {
 	for _, e := range slices.Backward(s.entries) {
-		if e.chunk.Flags.Has(vms.FlagKey) {
+		if e.chunk.Flags.Has(vms.FlagKey) && !s.withheld(e.ord) {
 			return e.key(), true
 		}
 	}

@@ -136,11 +136,11 @@ func (s *Spool) BackfillWanted() (bool, <-chan struct{}) {
 	defer s.mu.Unlock()
 	to := s.boundary()
 	_, wanted := s.outstanding(nil, key{}, to)
-	if r, ok := s.heldFrom(key{}); ok && s.back != nil && r.key.before(to) {
+	if r, ok := s.heldFrom(key{}); ok && s.back != nil && r.key.before(to) && !s.withheld(r.ord) {
 		wanted = true
 	}
 	for _, e := range s.ends {
-		wanted = wanted || !e.said && e.key.before(to) && !s.elders(nil, e.key)
+		wanted = wanted || !e.said && e.key.before(to) && !s.elders(nil, e.key) && !s.withheld(e.ord)
 	}
 	return wanted, s.wait()
 }
@@ -236,6 +236,15 @@ func (c *Cursor) stepLive() step {
 	}
 	from, to := c.region()
 	r, ok := c.s.outstanding(c, from, to)
+	if ok && c.s.withholds(from, r.key) {
+		// Live does not go back for it when it has its time: backfill brings it.
+		from = r.key
+		if c.until == never {
+			c.s.bound = from
+		} else {
+			c.from = from
+		}
+	}
 	lost := c.fresh && r.key != from // after a jump it records from the beginning of a recording, or not at all
 	switch {
 	case ok && c.until == never && (lost || c.s.late(r)):
@@ -287,6 +296,10 @@ func (c *Cursor) stepPreview() (step, bool) {
 			return c.previewEnd(never), true
 		}
 		e := s.entries[i]
+		if s.withheld(e.ord) {
+			c.at, c.wantKey = key{ord: e.ord + 1}, true
+			continue
+		}
 		newest, ok := s.newestKey()
 		ok = ok && e.key().before(newest) && newest.before(to)
 		switch {

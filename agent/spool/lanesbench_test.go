@@ -34,7 +34,7 @@ func backlogged(b *testing.B) (s *Spool, live, back *Cursor) {
 			at = at.Add(time.Second)
 		}
 		s.blocks = append(s.blocks, &shelved{block: bl, ord: ord})
-		s.fileOf(f).blocks++
+		s.fileOf(bl).blocks++
 	}
 	s.last, s.lastEnd = key{ord: ord, seq: seq}, at
 	s.mu.Unlock()

@@ -9,19 +9,35 @@ import (
 
 // load takes in what an earlier run of the agent left: gaps that the NVR has not
 // committed, and what is on flash but for what is in one of them.
-func (s *Spool) load(gaps []vms.Gap, lost []damage) {
+func (s *Spool) load(gaps []vms.Gap, lost []damage, kept placements) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.shelf != nil {
 		for _, b := range s.shelf.blocks() {
 			ord := s.loadedOrdinal(b.Epoch)
-			s.blocks = append(s.blocks, &shelved{block: b, ord: ord})
-			s.fileOf(b.file).blocks++
+			s.blocks = append(s.blocks, &shelved{block: b, ord: ord, time: s.timed(ord)})
+			s.fileOf(b).blocks++
 			s.last, s.lastEnd = key{ord: ord, seq: b.Last}, b.End
 		}
 	}
+	for _, d := range lost {
+		if d.First > 0 && !d.Start.IsZero() {
+			s.loadedOrdinal(d.Epoch)
+		}
+	}
+	s.loadTimes(kept)
 	for _, g := range gaps {
 		o := &gapState{gap: g, ord: -1, sent: true, version: 1, saved: 1, savedAt: time.Now()}
+		if g.ID, o.raw = ofFacts(g.ID); o.raw {
+			if slices.ContainsFunc(gaps, func(o vms.Gap) bool { return o.ID == g.ID }) {
+				s.drops = append(s.drops, rawPrefix+g.ID) // killed between the two
+				continue
+			}
+			o.gap.ID = g.ID
+			if i := slices.IndexFunc(kept.Gaps, func(k keptGap) bool { return k.ID == g.ID }); i >= 0 {
+				o.origin = kept.Gaps[i].Origin
+			}
+		}
 		s.gaps = append(s.gaps, o)
 		if g.Chunks == nil {
 			continue
@@ -47,7 +63,9 @@ func (s *Spool) load(gaps []vms.Gap, lost []damage) {
 		}) {
 			continue // said before
 		}
-		s.dropped(s.loadedOrdinal(d.Epoch), d.Epoch, run{d.First, d.Last}, d.Start, d.End, vms.CauseStorageFailed)
+		ord := s.loadedOrdinal(d.Epoch)
+		t := s.timed(ord)
+		s.dropped(ord, d.Epoch, run{d.First, d.Last}, t.at(d.First, d.Start), t.at(d.Last, d.End), vms.CauseStorageFailed)
 	}
 	// The epochs are over: whoever is sent the last chunk is told so.
 	for _, e := range s.epochs {
@@ -64,7 +82,7 @@ func (s *Spool) loadedOrdinal(e vms.Epoch) int {
 	if i := s.epochIndex(e); i >= 0 {
 		return s.epochs[i].ord
 	}
-	s.epochs = append(s.epochs, epochState{ord: s.ords, epoch: e, inits: map[uint32]vms.Init{}})
+	s.epochs = append(s.epochs, epochState{ord: s.ords, epoch: e, inits: map[uint32]vms.Init{}, time: new(timing)})
 	s.ords++
 	return s.ords - 1
 }

@@ -127,6 +127,8 @@ type world struct {
 	seq    uint64
 	initID uint32
 	ended  bool
+	// unsure: the hub does not know the time, what is appended is late by lateBy.
+	unsure bool
 	all    map[vms.ChunkRange]*vms.Chunk // by range of one
 	order  []vms.ChunkRange
 	fates  map[vms.ChunkRange]fate
@@ -165,6 +167,27 @@ func newWorld(t *testing.T, rnd *rand.Rand, s *Spool) *world {
 // restart begins another epoch.
 func (w *world) restart() {
 	w.epoch, w.seq, w.initID, w.ended = vms.Epoch(w.rnd.Uint64()|1), 0, 0, true
+	w.unsure = w.rnd.IntN(3) == 0
+}
+
+// lateBy is what the hub's clock is late by before it knows the time.
+const lateBy = 1000 * time.Hour
+
+// learn tells the hub the time, or what earlier epochs were late by.
+func (w *world) learn() {
+	p := Placement{Shift: lateBy, Sure: vms.TimeRange{End: time.Unix(3_000_000_000, 0)}}
+	if w.rnd.IntN(2) == 0 {
+		w.s.Place(w.epoch, p)
+		w.unsure = false
+	}
+	current := w.epoch
+	if w.rnd.IntN(4) == 0 && !w.unsure {
+		current = 0
+	}
+	w.s.PlaceRest(current, Bridge{
+		Place: func(o Origin, _ time.Duration) (Placement, bool) { return p, o.Boot != "" },
+		Began: time.Unix(1_800_000_000, 0),
+	})
 }
 
 func (w *world) append() {
@@ -194,6 +217,12 @@ func (w *world) append() {
 	k := one(c.Epoch, c.Seq)
 	w.all[k], w.fates[k] = &c, kept
 	w.order = append(w.order, k)
+	if late := c; w.unsure {
+		late.Start, late.End = late.Start.Add(-lateBy), late.End.Add(-lateBy)
+		late.Flags |= vms.FlagTimeUncertain
+		w.s.Append(late)
+		return
+	}
 	w.s.Append(c)
 }
 
@@ -644,6 +673,10 @@ func (w *world) check() {
 
 // settle checks that each chunk is held, durable or in a gap that was declared.
 func (w *world) settle() {
+	for w.s.Withheld() || w.unsure || slices.ContainsFunc(w.s.gaps, func(g *gapState) bool { return g.raw }) {
+		w.learn()
+		w.s.store.savePlacements()
+	}
 	w.s.Resend()
 	if err := w.s.save(false); err != nil {
 		w.t.Error(err)
@@ -766,13 +799,16 @@ func TestSpoolKeepsItsPromisesOnFlash(t *testing.T) {
 func testModel(t *testing.T, seed uint64, flash bool) {
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	f := &facts{}
-	cfg := Config{RAM: int64(3_000 + rnd.IntN(40_000)), Facts: f}
+	cfg := Config{RAM: int64(3_000 + rnd.IntN(40_000)), Facts: f, Documents: &documents{}}
+	runs := 0
 	if flash {
 		cfg.Dir = t.TempDir()
 		cfg.Flash, cfg.FileBytes, cfg.BatchBytes = int64(300_000+rnd.IntN(3_000_000)), 150_000, int64(2_000+rnd.IntN(8_000))
 		cfg.Policy = Policy(rnd.IntN(2))
 	}
 	open := func() *Store {
+		runs++
+		cfg.Origin = Origin{Boot: fmt.Sprint("boot", runs)}
 		st, err := Open(cfg)
 		if err != nil {
 			t.Fatal(err)
@@ -812,8 +848,10 @@ func testModel(t *testing.T, seed uint64, flash bool) {
 			w.handOver()
 		case n < 92:
 			w.pull(w.elder)
-		case n < 94:
+		case n < 93:
 			w.report()
+		case n < 94:
+			w.learn()
 		case n < 95:
 			w.end()
 		case n < 96:

@@ -30,6 +30,9 @@ func (s *Spool) Holding() []wire.HeldRange {
 		return true
 	}
 	for _, b := range s.blocks {
+		if b.time.withheld() {
+			continue // nobody could say when it was
+		}
 		for from := b.gone.missing(b.First); from <= b.Last; {
 			to := b.Last
 			if n, ok := b.gone.above(from); ok {
@@ -47,6 +50,9 @@ func (s *Spool) Holding() []wire.HeldRange {
 		}
 	}
 	for _, e := range s.entries {
+		if s.withheld(e.ord) {
+			continue
+		}
 		c := e.chunk
 		h := wire.HeldRange{
 			Chunks: vms.ChunkRange{Epoch: c.Epoch, First: c.Seq, Last: c.Seq},

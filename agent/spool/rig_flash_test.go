@@ -2,12 +2,16 @@ package spool
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -187,13 +191,25 @@ func openCopy(t testing.TB, dir string) *shelf {
 // thousands of files and measure nothing.
 func fastDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "spool-test-")
+	sweepFastDirs()
+	dir, err := os.MkdirTemp("/dev/shm", fmt.Sprintf("spool-test-%d-", os.Getpid()))
 	if err != nil {
 		return t.TempDir()
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
 }
+
+// sweepFastDirs removes what test runs that were killed have left in memory.
+var sweepFastDirs = sync.OnceFunc(func() {
+	left, _ := filepath.Glob("/dev/shm/spool-test-*") // the pattern is a good one
+	for _, dir := range left {
+		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), "spool-test-"), "-")
+		if n, err := strconv.Atoi(pid); err != nil || errors.Is(syscall.Kill(n, 0), syscall.ESRCH) {
+			os.RemoveAll(dir)
+		}
+	}
+})
 
 // onTmpfs reports whether dir is in memory, where nothing is written to a disk.
 func onTmpfs(t testing.TB, dir string) bool {

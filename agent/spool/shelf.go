@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/zipato/vms/agent/disk"
 	"github.com/zipato/vms/pkg/vms"
 	"github.com/zipato/vms/pkg/wire"
 )
@@ -122,7 +123,7 @@ func openShelf(dir string, o shelfOptions) (*shelf, []damage, error) {
 		b.table = nil // read again when it is needed
 	}
 	if changed {
-		if err := syncDir(dir); err != nil && !errors.Is(err, syscall.EROFS) {
+		if err := disk.SyncDir(dir); err != nil && !errors.Is(err, syscall.EROFS) {
 			return nil, nil, fmt.Errorf("open spool: %w", err)
 		}
 	}
@@ -185,7 +186,7 @@ func (s *shelf) settleLocked() {
 		f()
 	}
 	s.unsaid = nil
-	_ = syncDir(s.dir) // else it is said again
+	_ = disk.SyncDir(s.dir) // else it is said again
 }
 
 // rename gives a file the name that fits what it holds, if it can.
@@ -262,7 +263,7 @@ func (s *shelf) setAside(path string) {
 			os.Remove(filepath.Join(dir, info.Name()))
 		}
 	}
-	_ = syncDir(dir) // whether it is kept does not matter to anybody
+	_ = disk.SyncDir(dir) // whether it is kept does not matter to anybody
 }
 
 // write puts an unbroken run of chunks of one epoch on flash, in one
@@ -361,7 +362,7 @@ func unbroken(chunks []*vms.Chunk) error {
 // create chooses the name of a file that begins with c. Until its first
 // transaction is on flash it has a name that is removed at the next start.
 func (s *shelf) create(c *vms.Chunk) (*file, error) {
-	if err := makeDir(s.dir); err != nil {
+	if err := disk.MakeDir(s.dir); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -379,7 +380,7 @@ func (s *shelf) publish(f *file) error {
 		return err
 	}
 	f.path = path
-	return syncDir(s.dir)
+	return disk.SyncDir(s.dir)
 }
 
 // sealCurrent closes the file that is written to. What it is called does not
@@ -394,7 +395,7 @@ func (s *shelf) sealCurrent() {
 	err := s.seal(f)
 	s.mu.Unlock()
 	if err == nil {
-		_ = syncDir(s.dir)
+		_ = disk.SyncDir(s.dir)
 	}
 }
 
@@ -566,7 +567,7 @@ func (s *shelf) remove(f *file) error {
 	if err := s.unlink(f); err != nil {
 		return fmt.Errorf("remove spool file: %w", err)
 	}
-	if err := syncDir(s.dir); err != nil {
+	if err := disk.SyncDir(s.dir); err != nil {
 		return fmt.Errorf("remove spool file: %w", err)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,10 +61,11 @@ func (st *Store) Run(ctx context.Context) error {
 func (st *Store) work(ctx context.Context) {
 	st.io.Lock()
 	defer st.io.Unlock()
+	st.savePlacements()
 	if st.cfg.Dir == "" {
 		return
 	}
-	if float64(st.used.Load()) > spillFrom*float64(st.cfg.RAM) && st.writable() {
+	if st.spills() && float64(st.used.Load()) > spillFrom*float64(st.cfg.RAM) && st.writable() {
 		for ctx.Err() == nil && float64(st.used.Load()) > spillTo*float64(st.cfg.RAM) {
 			s := st.fullest()
 			if s == nil {
@@ -164,30 +166,31 @@ func (st *Store) write(s *Spool, inits []vms.Init, chunks []*vms.Chunk) (*block,
 		s.shelf = sh
 		s.mu.Unlock()
 	}
+	st.savePlacements() // what it is about to write may be of no use without
 	b, written, err := sh.write(inits, chunks)
 	st.wrote(written)
 	return b, err
 }
 
 // takeBatch chooses what goes to flash next: an unbroken run from the oldest
-// chunk in RAM on, up to max bytes, at least one chunk. It ends with a GOP
-// unless all of it, or the first GOP, is larger than that. What is chosen is in
-// flight until landed.
-func (s *Spool) takeBatch(max int64, all bool) (chunks []*vms.Chunk, inits []vms.Init) {
+// chunk in RAM on, up to most bytes, at least one chunk. It ends with a GOP,
+// unless all of it, or where there is more and that would be less than
+// leastBatch, or half of most. What is chosen is in flight until landed.
+func (s *Spool) takeBatch(most int64, all bool) (chunks []*vms.Chunk, inits []vms.Init) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var bytes int64
-	n, gops := 0, 0
+	n, gops, least := 0, 0, min(leastBatch, most/2)
 	for n < len(s.entries) {
 		e := s.entries[n]
 		if n > 0 && !s.entries[n-1].follows(e) {
 			gops = n // nothing of what was begun will follow
 			break
 		}
-		if n > 0 && e.chunk.Flags.Has(vms.FlagKey) {
+		if n > 0 && e.chunk.Flags.Has(vms.FlagKey) && bytes >= least {
 			gops = n
 		}
-		if n > 0 && bytes+size(e.chunk) > max {
+		if n > 0 && bytes+size(e.chunk) > most {
 			break
 		}
 		bytes += size(e.chunk)
@@ -203,7 +206,7 @@ func (s *Spool) takeBatch(max int64, all bool) (chunks []*vms.Chunk, inits []vms
 	seen := map[uint32]bool{}
 	for _, e := range s.entries[:n] {
 		bytes += size(e.chunk)
-		chunks = append(chunks, e.chunk)
+		chunks = append(chunks, cmp.Or(e.raw, e.chunk))
 		if id := e.chunk.Init; !seen[id] {
 			seen[id] = true
 			if i := s.epochIndex(e.chunk.Epoch); i >= 0 {
@@ -230,9 +233,9 @@ func (s *Spool) landed(b *block) (freed int64) {
 		s.flight, s.flightBytes = run{}, 0
 		return 0
 	}
-	sh := &shelved{block: b, ord: s.flightOrd}
+	sh := &shelved{block: b, ord: s.flightOrd, time: s.timed(s.flightOrd)}
 	s.flight, s.flightBytes = run{}, 0
-	s.fileOf(b.file).blocks++
+	s.fileOf(b).blocks++
 	// What became durable or was dropped meanwhile is not in RAM any more.
 	at := b.First
 	i := s.ram(key{ord: sh.ord, seq: b.First})
@@ -255,11 +258,12 @@ func (s *Spool) landed(b *block) (freed int64) {
 	return freed
 }
 
-func (s *Spool) fileOf(f *file) *fileState {
-	if s.files[f] == nil {
-		s.files[f] = &fileState{}
+// fileOf returns the state of the file that has a block.
+func (s *Spool) fileOf(b *block) *fileState {
+	if s.files[b.file] == nil {
+		s.files[b.file] = &fileState{epoch: b.Epoch}
 	}
-	return s.files[f]
+	return s.files[b.file]
 }
 
 // sweep deletes the files of which nothing is wanted any more. Store.io is held.
@@ -328,7 +332,9 @@ func (st *Store) makeRoom(need int64) error {
 	}
 }
 
-// dropFile drops the oldest file of the stream that has most on flash.
+// dropFile drops the oldest file of the stream that has most on flash, also when
+// a lane is in the middle of a GOP in it, which is torn then: to spare that would
+// cost the next file, of which more is still to be sent.
 func (st *Store) dropFile() error {
 	var most *Spool
 	var bytes int64
@@ -365,7 +371,9 @@ func (s *Spool) dropFile(f *file) (freed int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer s.notify()
-	s.fileOf(f).dropped = true
+	if fs := s.files[f]; fs != nil {
+		fs.dropped = true
+	}
 	for {
 		i := slices.IndexFunc(s.blocks, func(b *shelved) bool { return b.file == f })
 		if i < 0 {
@@ -404,7 +412,7 @@ func (st *Store) Flush(ctx context.Context) error {
 	st.io.Lock()
 	defer st.io.Unlock()
 	var errs []error
-	for st.cfg.Dir != "" {
+	for st.spills() {
 		s := st.fullest()
 		if s == nil {
 			break
@@ -419,6 +427,7 @@ func (st *Store) Flush(ctx context.Context) error {
 			break
 		}
 	}
+	st.savePlacements()
 	for _, s := range st.all() {
 		if err := s.save(false); err != nil {
 			errs = append(errs, fmt.Errorf("save gaps of %s: %w", s.channel, err))

@@ -35,9 +35,11 @@ type Spool struct {
 	// starving says why a GOP was dropped up to its newest chunk, so that what
 	// follows of it cannot be decoded either; empty when it was not.
 	starving vms.Cause
-	durable  time.Time // end of the newest chunk known to be durable
-	lost     uint64    // chunks dropped and declared
-	changed  chan struct{}
+	// What the camera's clock showed at a chunk whose time is certain.
+	camera, cameraAt time.Time
+	durable          time.Time // end of the newest chunk known to be durable
+	lost             uint64    // chunks dropped and declared
+	changed          chan struct{}
 
 	holes []hole
 	gaps  []*gapState
@@ -57,10 +59,12 @@ type epochState struct {
 	ord   int
 	epoch vms.Epoch
 	inits map[uint32]vms.Init
+	time  *timing
 }
 
 // fileState is what of a file is still wanted.
 type fileState struct {
+	epoch   vms.Epoch
 	blocks  int
 	dropped bool // it held what was dropped: the gap has to outlive it
 }
@@ -76,7 +80,7 @@ func (s *Spool) ordinal(e vms.Epoch) int {
 	if i := s.epochIndex(e); i >= 0 {
 		return s.epochs[i].ord
 	}
-	s.epochs = append(s.epochs, epochState{ord: s.ords, epoch: e, inits: map[uint32]vms.Init{}})
+	s.epochs = append(s.epochs, epochState{ord: s.ords, epoch: e, inits: map[uint32]vms.Init{}, time: new(timing)})
 	s.ords++
 	s.tidy()
 	return s.ords - 1
@@ -162,20 +166,20 @@ func (s *Spool) Append(c vms.Chunk) {
 	if ord < 0 || s.epochs[len(s.epochs)-1].epoch != c.Epoch {
 		ord = s.ordinal(c.Epoch)
 	}
+	e := s.stamped(ord, &c)
 	if s.starving != "" && !c.Flags.Has(vms.FlagKey) {
 		s.lost++
-		s.dropped(ord, c.Epoch, run{c.Seq, c.Seq}, c.Start, c.End, s.starving)
-		s.last, s.lastEnd = key{ord: ord, seq: c.Seq}, c.End
+		s.dropped(ord, c.Epoch, run{c.Seq, c.Seq}, e.chunk.Start, e.chunk.End, s.starving)
+		s.last, s.lastEnd = e.key(), e.chunk.End
 		s.notify()
 		s.mu.Unlock()
 		return
 	}
 	s.starving = ""
-	p := &c
-	s.entries = append(s.entries, entry{ord: ord, chunk: p})
-	n := size(p)
+	s.entries = append(s.entries, e)
+	n := size(&c)
 	s.bytes += n
-	s.last, s.lastEnd = key{ord: ord, seq: c.Seq}, c.End
+	s.last, s.lastEnd = e.key(), e.chunk.End
 	s.came(s.last, c.Flags)
 	s.notify()
 	s.mu.Unlock()
@@ -254,22 +258,71 @@ func (s *Spool) drop(from, to ref, cause vms.Cause) (freed int64) {
 	return freed
 }
 
-// dropOldest drops the oldest GOP in RAM that is not on its way to flash, and
-// returns the bytes it freed, 0 when there is none.
-func (s *Spool) dropOldest() int64 {
+// choice says which GOP a spool is to give up when there is no room in RAM.
+type choice int
+
+const (
+	// oldestWhole: the oldest one, unless that would tear it.
+	oldestWhole choice = iota
+	// nextWhole: the oldest one that is complete and would not be torn.
+	nextWhole
+	// oldestTorn: the oldest one, whatever becomes of it.
+	oldestTorn
+)
+
+// dropOldest drops one GOP in RAM, none that is on its way to flash, and returns
+// the bytes it freed, 0 when the choice leaves none.
+func (s *Spool) dropOldest(c choice) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	i := 0
-	for i < len(s.entries) && s.inFlight(s.entries[i]) {
-		i++
+	from := 0
+	for from < len(s.entries) && s.inFlight(s.entries[from]) {
+		from++
 	}
-	if i == len(s.entries) {
-		return 0
+	for from < len(s.entries) {
+		to := from + 1
+		for to < len(s.entries) && s.entries[to-1].follows(s.entries[to]) && !s.entries[to].chunk.Flags.Has(vms.FlagKey) {
+			to++
+		}
+		if c == oldestTorn || !s.tears(from, to) && (c == oldestWhole || !s.grows(to)) {
+			first, last := s.entries[from], s.entries[to-1]
+			freed := s.drop(ref{key: first.key(), chunk: first.chunk}, ref{key: last.key(), chunk: last.chunk}, vms.CauseBufferFull)
+			s.notify()
+			return freed
+		}
+		if c == oldestWhole {
+			break
+		}
+		from = to
 	}
-	from := ref{key: s.entries[i].key(), chunk: s.entries[i].chunk}
-	freed := s.drop(from, s.gopEnd(from), vms.CauseBufferFull)
-	s.notify()
-	return freed
+	return 0
+}
+
+// tears reports whether dropping entries [from, to), which are a GOP or what RAM
+// has of it, would leave another part of it somewhere: a worker that is about to
+// get all of it over connections that are up, has all of it; else its beginning
+// must be here, and nothing of it sent.
+func (s *Spool) tears(from, to int) bool {
+	sent := 0
+	for _, e := range s.entries[from:to] {
+		if _, ok := s.sent(nil, e.chunk.Epoch, e.chunk.Seq); ok {
+			sent++
+		}
+	}
+	if sent == to-from {
+		return s.grows(to)
+	}
+	return sent > 0 || !s.entries[from].chunk.Flags.Has(vms.FlagKey)
+}
+
+// grows reports whether the GOP that ends before entry to is the one that is
+// being captured: what follows of it would be lost with it.
+func (s *Spool) grows(to int) bool {
+	if s.entries[to-1].key() != s.last {
+		return false
+	}
+	n := len(s.ends)
+	return n == 0 || s.ends[n-1].key.before(s.last)
 }
 
 // droppable is how many bytes of RAM dropOldest could free.
@@ -295,7 +348,7 @@ func (s *Spool) tidy() {
 		return !held && e.said && e.key.before(s.last)
 	})
 	s.epochs = slices.DeleteFunc(s.epochs, func(e epochState) bool {
-		if e.ord == newest || s.holdsEpoch(e.ord) {
+		if e.ord == newest || s.holdsEpoch(e.ord) || s.flight.first != 0 && s.flightOrd == e.ord {
 			return false
 		}
 		s.forgetEpoch(e.epoch)

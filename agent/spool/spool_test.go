@@ -126,6 +126,128 @@ func TestFullBudgetDropsWholeGOPsOldestFirst(t *testing.T) {
 	}
 }
 
+// take pulls n items from a cursor and lists them.
+func take(t *testing.T, c *Cursor, n int) string {
+	t.Helper()
+	var out []string
+	for range n {
+		item, ok, err := pull(c)
+		if err != nil || !ok || item.Chunk == nil {
+			t.Fatalf("the cursor hands out %+v, %v, %v; want a chunk", item, ok, err)
+		}
+		out = append(out, fmt.Sprint(item.Chunk.Seq))
+	}
+	return strings.Join(out, ", ")
+}
+
+// TestFullBudgetTearsNoGOP: when the link is back and there is no room yet, the
+// worker has the beginning of the oldest GOP; the next one is given up for it.
+func TestFullBudgetTearsNoGOP(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		sent int
+		want string // the gaps after each of three GOPs more
+	}{
+		{"nothing is sent", 0, "buffer_full 1-3; buffer_full 1-6; buffer_full 1-9"},
+		{"a lane is in the middle of the oldest", 1, "buffer_full 4-6; buffer_full 4-9; buffer_full 4-12"},
+		{"and of the next", 5, "buffer_full 1-3; buffer_full 1-3, buffer_full 7-9; buffer_full 1-3, buffer_full 7-12"},
+		// The worker is about to have all of them: what is sent whole is not spared.
+		{"a lane is between two", 3, "buffer_full 1-3; buffer_full 1-6; buffer_full 1-9"},
+		{"all is sent", 9, "buffer_full 1-3; buffer_full 1-6; buffer_full 1-9"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := store(t, Config{RAM: 9_500})
+			s := b.Spool("ch_1")
+			put(s, 1, "k..k..k..")
+			c := whole(s, nil)
+			take(t, c, tt.sent)
+			var got []string
+			for n := uint64(10); n < 19; n += 3 {
+				put(s, n, "k..")
+				if b.used.Load() > b.cfg.RAM {
+					t.Errorf("%d bytes held of a budget of %d", b.used.Load(), b.cfg.RAM)
+				}
+				got = append(got, gaps(s))
+				s.Resend()
+				for _, g := range s.gaps {
+					g.sent = false // so that it grows
+				}
+			}
+			check(t, "gaps", strings.Join(got, "; "), tt.want)
+		})
+	}
+}
+
+// TestSparedGOPIsBroughtToItsEnd: and the lane explains what is behind it.
+func TestSparedGOPIsBroughtToItsEnd(t *testing.T) {
+	s := ram(t, 9_500)
+	put(s, 1, "k..k..k..")
+	c := whole(s, nil)
+	take(t, c, 1)
+	put(s, 10, "k..")
+	check(t, "handed out", walk(c), "2, 3, buffer_full 4-6, 7, 8, 9, 10, 11, 12")
+	// The connection is gone, and with it what it was sent: all of it is the oldest again.
+	put(s, 13, "k..")
+	c.Close()
+	put(s, 16, "k..")
+	check(t, "gaps", gaps(s), "buffer_full 1-9")
+}
+
+// TestWorkerThatHasTheBeginningGetsTheRest: it said so when the lane came up,
+// before the lane has sent anything; so does the part of a recording that was
+// stored.
+func TestWorkerThatHasTheBeginningGetsTheRest(t *testing.T) {
+	s := ram(t, 9_500)
+	put(s, 1, "k..k..k..")
+	s.Backfill("w1", []vms.ChunkRange{rangeOf(1, 2)}, false)
+	put(s, 10, "k")
+	check(t, "gaps", gaps(s), "buffer_full 4-6")
+
+	s = ram(t, 9_500)
+	put(s, 1, "k..k..k..")
+	s.Durable([]vms.ChunkRange{rangeOf(1, 2)})
+	put(s, 10, "k..")
+	check(t, "gaps", gaps(s), "buffer_full 4-6")
+}
+
+// TestSparedGOPCostsOneOfAnotherStream when its own has no whole one to give,
+// and not the one that another camera is in the middle of.
+func TestSparedGOPCostsOneOfAnotherStream(t *testing.T) {
+	b := store(t, Config{RAM: 12_500})
+	s, other, third := b.Spool("ch_1"), b.Spool("ch_2"), b.Spool("ch_3")
+	put(third, 1, "k.")
+	put(other, 1, "k..k.")
+	put(s, 1, "k....")
+	take(t, whole(s, nil), 2)
+	put(s, 6, "k")
+	check(t, "gaps", gaps(s)+gaps(third), "")
+	check(t, "gaps of the other", gaps(other), "buffer_full 1-3")
+	// Nothing is left but what is being sent, and what is being captured: the
+	// budget holds, and the camera goes on.
+	put(s, 7, "..")
+	check(t, "gaps before it is full", gaps(s)+gaps(other)+gaps(third), "")
+	put(s, 9, ".")
+	check(t, "gaps", gaps(s), "buffer_full 1-5")
+	put(s, 10, ".k.")
+	check(t, "gaps while there is room", gaps(s)+gaps(other)+gaps(third), "")
+	if b.used.Load() > b.cfg.RAM {
+		t.Errorf("%d bytes held of a budget of %d", b.used.Load(), b.cfg.RAM)
+	}
+}
+
+// TestSparedGOPThatGrewTooLarge: one GOP is all there is, and more than fits.
+func TestSparedGOPThatGrewTooLarge(t *testing.T) {
+	b := store(t, Config{RAM: 4_500})
+	s := b.Spool("ch_1")
+	put(s, 1, "k...")
+	take(t, whole(s, nil), 4)
+	put(s, 5, "..k..")
+	check(t, "gaps", gaps(s), "buffer_full 1-6")
+	if st := s.Stats(); st.Chunks != 3 || b.used.Load() != 3_000 {
+		t.Errorf("%+v: the next keyframe is not kept", st)
+	}
+}
+
 // TestStarvingWaitsForAKeyframe: a GOP larger than the budget is dropped to its
 // end, because its rest could not be decoded.
 func TestStarvingWaitsForAKeyframe(t *testing.T) {

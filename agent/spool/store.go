@@ -38,6 +38,9 @@ const (
 	defaultFreeShare = 0.5
 	defaultFile      = 32 << 20
 	largestBatch     = 4 << 20
+	// leastBatch is what a transaction has at least, where there is so much: it
+	// costs some 35 KB beyond its footage.
+	leastBatch = 256 << 10
 
 	// A RAM fuller than spillFrom goes to flash, until it is emptier than spillTo.
 	spillFrom, spillTo = 0.92, 0.60
@@ -54,16 +57,24 @@ type Config struct {
 	// Dir is where the files on flash are, a folder for each channel; empty: there is no flash.
 	Dir string
 	// Flash is how many bytes the files may take, 0: 512 MiB; and never more than
-	// FreeShare, 0: half, of what is free and what they take together.
+	// FreeShare, 0: half, of what is free and what they take together. Less than
+	// 0: nothing is put there, but what an earlier run left is handed out, and its
+	// files deleted when it is durable.
 	Flash     int64
 	FreeShare float64
 	// FileBytes is how large a file gets, 0: 32 MiB, and at most an eighth of Flash.
 	FileBytes int64
-	// BatchBytes go into one transaction, 0: 4 MiB, and at most a twelfth of RAM.
+	// BatchBytes go into one transaction at most, 0: a twelfth of RAM, but 512 KiB
+	// to 4 MiB, and never more than half of RAM.
 	BatchBytes int64
 	Policy     Policy
-	Facts      Facts        // nil: gaps do not outlive the process
-	Log        *slog.Logger // nil: nothing is logged
+	Facts      Facts // nil: gaps do not outlive the process
+	// Documents keeps what became of provisional times; nil: nobody knows after
+	// the process has ended.
+	Documents Documents
+	// Origin is that of the provisional times of this run.
+	Origin Origin
+	Log    *slog.Logger // nil: nothing is logged
 }
 
 // Facts keeps what must outlive a lost spool. Methods return when it is on flash.
@@ -80,9 +91,11 @@ type Facts interface {
 // Store bounds the bytes of all streams of a hub together. Make it with Open.
 // All methods may be called at the same time.
 type Store struct {
-	cfg    Config
-	used   atomic.Int64 // of RAM
-	kicked chan struct{}
+	cfg  Config
+	used atomic.Int64 // of RAM
+	// reserved is what of it is for footage that is not recorded (Reserve).
+	reserved atomic.Int64
+	kicked   chan struct{}
 
 	// io: one goroutine at a time works on flash. Taken before mu, mu before
 	// Spool.mu, flashMu after all of them.
@@ -92,6 +105,9 @@ type Store struct {
 	mu     sync.Mutex
 	spools map[vms.ChannelID]*Spool
 	list   []*Spool
+	// kept is the document of placements, and keptData its bytes.
+	kept     placements
+	keptData []byte
 
 	flashMu sync.Mutex
 	flash   flashState
@@ -105,7 +121,7 @@ func Open(cfg Config) (*Store, error) {
 	}
 	cfg.Flash = cmp.Or(cfg.Flash, defaultFlash)
 	cfg.FreeShare = cmp.Or(cfg.FreeShare, defaultFreeShare)
-	cfg.BatchBytes = cmp.Or(cfg.BatchBytes, min(largestBatch, cfg.RAM/12))
+	cfg.BatchBytes = cmp.Or(cfg.BatchBytes, min(max(cfg.RAM/12, 2*leastBatch), largestBatch, cfg.RAM/2))
 	cfg.FileBytes = cmp.Or(cfg.FileBytes, min(defaultFile, cfg.Flash/8))
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -114,6 +130,7 @@ func Open(cfg Config) (*Store, error) {
 		cfg: cfg, kicked: make(chan struct{}, 1), shelfOpts: shelfOptions{FileBytes: cfg.FileBytes},
 		spools: make(map[vms.ChannelID]*Spool),
 	}
+	st.loadPlacements()
 	if cfg.Dir == "" {
 		return st, nil
 	}
@@ -149,15 +166,15 @@ func (st *Store) open(ch vms.ChannelID) (*Spool, error) {
 			return nil, fmt.Errorf("open spool of %s: %w", ch, err)
 		}
 	}
-	s.load(gaps, lost)
+	s.load(gaps, lost, st.kept.of(ch))
+	st.spools[ch] = s
+	st.list = append(st.list, s)
 	if len(lost) > 0 {
 		if err := s.save(false); err != nil {
 			return nil, fmt.Errorf("gaps of %s: %w", ch, err)
 		}
 		s.shelf.settle()
 	}
-	st.spools[ch] = s
-	st.list = append(st.list, s)
 	return s, nil
 }
 
@@ -175,7 +192,7 @@ func (st *Store) Spool(ch vms.ChannelID) *Spool {
 		if err != nil {
 			st.cfg.Log.Error("cannot read the gaps that the cloud has not heard of", "channel", ch, "err", err)
 		}
-		s.load(gaps, nil)
+		s.load(gaps, nil, st.kept.of(ch))
 	}
 	st.spools[ch] = s
 	st.list = append(st.list, s)
@@ -211,6 +228,7 @@ func (st *Store) Discard(ch vms.ChannelID) error {
 	s := st.spools[ch]
 	delete(st.spools, ch)
 	st.list = slices.DeleteFunc(st.list, func(o *Spool) bool { return o == s })
+	st.kept.drop(ch)
 	st.mu.Unlock()
 	if s == nil {
 		return nil
@@ -222,7 +240,7 @@ func (st *Store) Discard(ch vms.ChannelID) error {
 	var ids []vms.GapID
 	for _, g := range s.gaps {
 		if g.saved > 0 {
-			ids = append(ids, g.gap.ID)
+			ids = append(ids, g.factID())
 		}
 	}
 	ids = append(ids, s.drops...)
@@ -248,14 +266,17 @@ func (st *Store) Discard(ch vms.ChannelID) error {
 	return err
 }
 
+// spills reports whether anything may be put on flash.
+func (st *Store) spills() bool { return st.cfg.Dir != "" && st.cfg.Flash > 0 }
+
 // add accounts for n bytes of RAM more or less, and makes room when there are
-// too many: the stream that holds most gives its oldest GOP.
+// too many.
 func (st *Store) add(n int64) {
 	used := st.used.Add(n)
 	if n <= 0 {
 		return
 	}
-	if st.cfg.Dir != "" && float64(used) > spillFrom*float64(st.cfg.RAM) {
+	if st.spills() && float64(used) > spillFrom*float64(st.cfg.RAM) {
 		st.kick()
 	}
 	if used <= st.cfg.RAM {
@@ -264,22 +285,50 @@ func (st *Store) add(n int64) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	for st.used.Load() > st.cfg.RAM {
-		var most *Spool
-		var bytes int64
-		for _, s := range st.list {
-			if n := s.droppable(); n > bytes {
-				most, bytes = s, n
-			}
-		}
-		if most == nil {
-			return
-		}
-		freed := most.dropOldest()
+		freed := st.dropGOP()
 		st.used.Add(-freed)
 		if freed == 0 {
-			return
+			return // all is on its way to flash
 		}
 	}
+}
+
+// dropGOP makes room in RAM by a GOP and returns the bytes that frees: the
+// oldest one of the stream that holds most. One that a lane is in the middle of
+// sending would be torn by that: the recording would have its beginning, and the
+// rest be declared missing. While there are others that can go whole, the next
+// oldest does, of another stream when need be. Only the GOP in which a lane
+// stands is spared so, never what was sent whole and is not durable yet: that
+// would fill the RAM of a hub whose cloud does not store, and the footage lost
+// would be what nobody else has. st.mu is held.
+func (st *Store) dropGOP() (freed int64) {
+	type holder struct {
+		*Spool
+		bytes int64
+	}
+	var by []holder // what they hold, most first
+	for _, s := range st.list {
+		if n := s.droppable(); n > 0 {
+			by = append(by, holder{s, n})
+		}
+	}
+	if len(by) == 0 {
+		return 0
+	}
+	slices.SortStableFunc(by, func(a, b holder) int { return cmp.Compare(b.bytes, a.bytes) })
+	if freed = by[0].dropOldest(oldestWhole); freed > 0 {
+		return freed
+	}
+	for _, s := range by {
+		if freed = s.dropOldest(nextWhole); freed > 0 {
+			return freed
+		}
+	}
+	// What is left are GOPs that lanes are in the middle of, and those that the
+	// cameras are. The budget is strict; and of the two the new one is worth more:
+	// of the other a worker has the beginning, and without the newest keyframe
+	// nothing could be captured up to the next.
+	return by[0].dropOldest(oldestTorn)
 }
 
 // kick makes Run look whether there is something to do.
@@ -301,7 +350,7 @@ func (st *Store) Pressure() (wire.Pressure, bool) {
 type StoreStats struct {
 	RAM, RAMLimit int64
 	// Flash is what the files take; FlashLimit what they may take, as of the
-	// newest look at what is free. Both 0 without flash.
+	// newest look at what is free: 0 where nothing is put there.
 	Flash, FlashLimit int64
 	// FlashWritten is what was written to flash since Open, the database's own
 	// included; FlashToday what of it was written on the present day (UTC).
@@ -322,7 +371,7 @@ func (st *Store) Stats() StoreStats {
 	f := &st.flash
 	out.FlashLimit, out.FlashProblem, out.FlashWritten = f.limit, f.problem, f.written
 	if out.FlashLimit == 0 {
-		out.FlashLimit = st.cfg.Flash
+		out.FlashLimit = max(0, st.cfg.Flash)
 	}
 	if f.day == today() {
 		out.FlashToday = f.writtenToday

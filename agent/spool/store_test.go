@@ -301,6 +301,55 @@ func TestFlashThatCannotBeWrittenIsLeftAlone(t *testing.T) {
 	}
 }
 
+// TestFlashThatIsSwitchedOffIsEmptied: what an earlier run put there is brought
+// and deleted, and nothing is added, neither while RAM is full nor at the end.
+func TestFlashThatIsSwitchedOffIsEmptied(t *testing.T) {
+	vmstest.NoLeaks(t)
+	cfg := onFlash(t)
+	st := store(t, cfg)
+	putMarked(st.Spool("ch_1"), 1, strings.Repeat("f...", 4))
+	if err := st.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Close(); err != nil {
+		t.Fatal(err)
+	}
+	before := filesIn(t, cfg.Dir)
+	cfg.Flash = -1
+	st = store(t, cfg)
+	start(t, st)
+	s := st.Spool("ch_1")
+	if got := s.Holding(); len(got) != 1 || got[0].Chunks != rangeOf(1, 16) {
+		t.Fatalf("holding %v, want what is on flash", got)
+	}
+	next := func(first uint64, gops string) {
+		for i, r := range gops {
+			c := vms.Chunk{Epoch: epoch + 1, Seq: first + uint64(i), Init: 1, Payload: make([]byte, 744)}
+			if r == 'f' {
+				c.Flags = vms.FlagKey | vms.FlagFirst
+			}
+			s.Append(c)
+		}
+	}
+	next(1, strings.Repeat("f...", 6))
+	if err := st.Flush(t.Context()); err != nil {
+		t.Error(err)
+	}
+	check(t, "gaps", gaps(s), "buffer_full 1-4")
+	after := filesIn(t, cfg.Dir)
+	for name, data := range after {
+		if string(before[name]) != string(data) {
+			t.Errorf("%s was written to", name)
+		}
+	}
+	if got := st.Stats(); len(after) != len(before) || got.RAM != 20_000 || got.Flash == 0 || got.FlashLimit != 0 || got.FlashWritten != 0 || got.FlashProblem != "" {
+		t.Errorf("%d files, then %d; %+v", len(before), len(after), got)
+	}
+	check(t, "handed out", walk(whole(s, nil)), list(1, 16)+", end 16, "+list(5, 24))
+	s.Durable([]vms.ChunkRange{rangeOf(1, 16)})
+	eventually(t, "the files are gone", func() bool { return len(files(t, cfg.Dir)) == 0 && st.Stats().Flash == 0 })
+}
+
 // TestFreeSpaceBoundsFlash: what others have left on the file system counts.
 func TestFreeSpaceBoundsFlash(t *testing.T) {
 	cfg := onFlash(t)

@@ -1,6 +1,6 @@
 // Package state keeps small facts of a hub that must outlive a lost spool: gaps
-// that the NVR has not committed, the streams that ran, and how much was written
-// to flash.
+// that the NVR has not committed, the streams that ran, how much was written to
+// flash, and documents whose meaning is their owners' business.
 package state
 
 import (
@@ -16,7 +16,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -26,6 +25,7 @@ import (
 	"go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
 
+	"github.com/zipato/vms/agent/disk"
 	"github.com/zipato/vms/pkg/vms"
 )
 
@@ -35,7 +35,8 @@ import (
 //
 // The file is a bbolt database. It is open only while something is written, and
 // has a bucket per fact: "flash" and one per channel, each with one value in
-// JSON behind a CRC-32C, so that a change writes four or five pages of 4 KiB.
+// JSON behind a CRC-32C, so that a change writes four or five pages of 4 KiB;
+// and one per document, with its bytes behind a CRC-32C.
 //
 // What an earlier run has left is only read: bbolt trusts its list of free pages,
 // and with a damaged one it would write over what is good. The first change makes
@@ -43,12 +44,32 @@ import (
 type State struct {
 	path string
 
-	mu       sync.Mutex
-	channels map[vms.ChannelID]channel
-	flash    flash
-	unsaved  int64 // of flash.Total
+	mu      sync.Mutex
+	facts   facts
+	flash   flash
+	unsaved int64 // of flash.Total
 	// size of the file when it is one that this run has made, else 0.
 	size int64
+}
+
+// facts are all but the count of bytes written. The maps of one that is in use
+// are never changed.
+type facts struct {
+	channels  map[vms.ChannelID]channel
+	documents map[string][]byte
+}
+
+// buckets names the buckets of all facts, in order.
+func (f facts) buckets() []string {
+	var all []string
+	for ch := range f.channels {
+		all = append(all, channelPrefix+string(ch))
+	}
+	for name := range f.documents {
+		all = append(all, documentPrefix+name)
+	}
+	slices.Sort(all)
+	return all
 }
 
 // Stream is a stream that ran: what is needed to deliver what is left of it.
@@ -68,15 +89,21 @@ type flash struct {
 	Today int64  `json:"today"` // bytes on that day
 	Total int64  `json:"total"` // bytes since Since
 	Since string `json:"since"` // the first day
-	// Channels is how many there are, so that one that is gone is noticed.
-	Channels int `json:"channels"`
+	// Channels and Documents are how many there are, so that one that is gone is
+	// noticed.
+	Channels  int `json:"channels"`
+	Documents int `json:"documents,omitempty"`
 }
 
 const (
 	keyValue = "value"
 
-	bucketFlash   = "flash"
-	channelPrefix = "channel/"
+	bucketFlash    = "flash"
+	channelPrefix  = "channel/"
+	documentPrefix = "document/"
+
+	// MaxDocument bounds a document, bytes.
+	MaxDocument = 1 << 20
 
 	pageSize = 4096
 	// minValue: a smaller bucket would become part of the root page, which must
@@ -98,7 +125,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // file that is damaged is set aside under another name, which is logged, and a
 // new one begun with what could be read of it. The error is one that may pass.
 func Open(path string) (*State, error) {
-	s := &State{path: path, channels: make(map[vms.ChannelID]channel)}
+	s := &State{path: path, facts: facts{make(map[vms.ChannelID]channel), make(map[string][]byte)}}
 	os.Remove(path + newSuffix)
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return s, nil
@@ -110,9 +137,9 @@ func Open(path string) (*State, error) {
 	if !errors.Is(err, errDamaged) {
 		return nil, fmt.Errorf("open state: %w", err)
 	}
-	slog.Warn("state is damaged: set aside, going on with what could be read of it", "file", path+damagedSuffix, "channels", len(s.channels), "err", err)
+	slog.Warn("state is damaged: set aside, going on with what could be read of it", "file", path+damagedSuffix, "channels", len(s.facts.channels), "documents", len(s.facts.documents), "err", err)
 	if err = os.Rename(path, path+damagedSuffix); err == nil { // in place of one before it
-		err = s.save("", nil)
+		err = s.save(s.facts)
 	}
 	if err != nil { // a disk that cannot be written to must not keep the hub from its work
 		slog.Error("state is kept in memory only, until it can be stored", "file", path, "err", err)
@@ -124,7 +151,7 @@ func Open(path string) (*State, error) {
 func (s *State) Gaps(ch vms.ChannelID) ([]vms.Gap, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return clone(s.channels[ch].Gaps), nil
+	return clone(s.facts.channels[ch].Gaps), nil
 }
 
 // clone copies gaps, whose chunk ranges their owners may let grow.
@@ -159,7 +186,7 @@ func (s *State) PutGaps(ch vms.ChannelID, gaps []vms.Gap) error {
 // DropGaps forgets gaps of a channel.
 func (s *State) DropGaps(ch vms.ChannelID, ids []vms.GapID) error {
 	s.mu.Lock()
-	known := slices.ContainsFunc(s.channels[ch].Gaps, func(g vms.Gap) bool { return slices.Contains(ids, g.ID) })
+	known := slices.ContainsFunc(s.facts.channels[ch].Gaps, func(g vms.Gap) bool { return slices.Contains(ids, g.ID) })
 	s.mu.Unlock()
 	if !known {
 		return nil
@@ -174,7 +201,7 @@ func (s *State) Streams() (map[vms.ChannelID]Stream, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all := make(map[vms.ChannelID]Stream)
-	for ch, c := range s.channels {
+	for ch, c := range s.facts.channels {
 		if c.Stream != nil {
 			st := *c.Stream
 			st.Channel = ch
@@ -187,7 +214,7 @@ func (s *State) Streams() (map[vms.ChannelID]Stream, error) {
 // PutStream keeps a stream, one per channel. Putting the same again writes nothing.
 func (s *State) PutStream(st Stream) error {
 	s.mu.Lock()
-	old := s.channels[st.Channel].Stream
+	old := s.facts.channels[st.Channel].Stream
 	s.mu.Unlock()
 	if old != nil && old.SID == st.SID && old.NVRURL == st.NVRURL {
 		return nil
@@ -198,7 +225,7 @@ func (s *State) PutStream(st Stream) error {
 // DropStream forgets the stream of a channel.
 func (s *State) DropStream(ch vms.ChannelID) error {
 	s.mu.Lock()
-	known := s.channels[ch].Stream != nil
+	known := s.facts.channels[ch].Stream != nil
 	s.mu.Unlock()
 	if !known {
 		return nil
@@ -222,7 +249,7 @@ func (s *State) FlashWritten(day string, bytes int64) error {
 	if s.unsaved < flashStep {
 		return nil
 	}
-	return s.save("", nil)
+	return s.save(s.facts)
 }
 
 // Flash returns the bytes written to flash on the newest day that was named, and
@@ -240,7 +267,35 @@ func (s *State) Close() error {
 	if s.unsaved == 0 {
 		return nil
 	}
-	return s.save("", nil)
+	return s.save(s.facts)
+}
+
+// Document returns a document that was put, or nil.
+func (s *State) Document(name string) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return bytes.Clone(s.facts.documents[name]), nil
+}
+
+// PutDocument keeps a document in the place of the one of its name; nil drops
+// that. Putting the same again writes nothing.
+func (s *State) PutDocument(name string, data []byte) error {
+	if !vms.ValidID(name) || len(data) > MaxDocument {
+		return fmt.Errorf("%w: document %.40q of %d bytes", vms.ErrInvalid, name, len(data))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old, known := s.facts.documents[name]
+	if known == (data != nil) && bytes.Equal(old, data) {
+		return nil
+	}
+	all := facts{s.facts.channels, maps.Clone(s.facts.documents)}
+	if data == nil {
+		delete(all.documents, name)
+	} else {
+		all.documents[name] = append([]byte{}, data...) // not nil, also when it is empty
+	}
+	return s.save(all, documentPrefix+name)
 }
 
 // change changes what is known of a channel, on flash first.
@@ -250,22 +305,18 @@ func (s *State) change(ch vms.ChannelID, f func(*channel)) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c := s.channels[ch]
+	c := s.facts.channels[ch]
 	f(&c)
-	return s.save(ch, &c)
+	all := facts{maps.Clone(s.facts.channels), s.facts.documents}
+	all.channels[ch] = c
+	if c.Stream == nil && len(c.Gaps) == 0 {
+		delete(all.channels, ch)
+	}
+	return s.save(all, channelPrefix+string(ch))
 }
 
-// save writes one channel, if it is given, and the count of bytes.
-func (s *State) save(ch vms.ChannelID, c *channel) error {
-	all, only := s.channels, []vms.ChannelID{}
-	if c != nil {
-		all = maps.Clone(s.channels)
-		all[ch] = *c
-		if c.Stream == nil && len(c.Gaps) == 0 {
-			delete(all, ch)
-		}
-		only = append(only, ch)
-	}
+// save makes all the facts: it writes the buckets named, and the count of bytes.
+func (s *State) save(all facts, only ...string) error {
 	err := errDamaged
 	if info, serr := os.Stat(s.path); serr == nil && s.size > 0 && info.Size() == s.size {
 		before := metaPages(s.path)
@@ -285,18 +336,18 @@ func (s *State) save(ch vms.ChannelID, c *channel) error {
 	if info, err := os.Stat(s.path); err == nil {
 		s.size = info.Size()
 	}
-	s.channels, s.unsaved = all, 0
+	s.facts, s.unsaved = all, 0
 	return nil
 }
 
 // rewrite makes a file with all facts.
-func (s *State) rewrite(all map[vms.ChannelID]channel) error {
-	if err := makeDir(filepath.Dir(s.path)); err != nil {
+func (s *State) rewrite(all facts) error {
+	if err := disk.MakeDir(filepath.Dir(s.path)); err != nil {
 		return err
 	}
 	tmp := s.path + newSuffix
 	os.Remove(tmp)
-	err := s.commit(tmp, all, slices.Sorted(maps.Keys(all)))
+	err := s.commit(tmp, all, all.buckets())
 	if err == nil {
 		err = os.Rename(tmp, s.path)
 	}
@@ -304,43 +355,57 @@ func (s *State) rewrite(all map[vms.ChannelID]channel) error {
 		os.Remove(tmp)
 		return err
 	}
-	return syncDir(filepath.Dir(s.path))
+	return disk.SyncDir(filepath.Dir(s.path))
 }
 
-// commit writes the channels named, and what has changed of the count of bytes,
+// commit writes the buckets named, and what has changed of the count of bytes,
 // in one transaction.
-func (s *State) commit(path string, all map[vms.ChannelID]channel, only []vms.ChannelID) error {
+func (s *State) commit(path string, all facts, only []string) error {
 	return withDB(path, false, func(db *bbolt.DB) error {
 		db.AllocSize = pageSize
 		return db.Update(func(tx *bbolt.Tx) error {
-			for _, ch := range only {
-				c, ok := all[ch]
-				if !ok {
-					if err := tx.DeleteBucket([]byte(channelPrefix + ch)); err != nil && !errors.Is(err, berrors.ErrBucketNotFound) {
-						return err
-					}
-					continue
-				}
-				if err := put(tx, channelPrefix+string(ch), c); err != nil {
+			for _, bucket := range only {
+				if err := all.put(tx, bucket); err != nil {
 					return err
 				}
 			}
-			if s.unsaved == 0 && len(all) == len(s.channels) && tx.Bucket([]byte(bucketFlash)) != nil {
+			f := s.flash
+			f.Channels, f.Documents = len(all.channels), len(all.documents)
+			same := f.Channels == len(s.facts.channels) && f.Documents == len(s.facts.documents)
+			if s.unsaved == 0 && same && tx.Bucket([]byte(bucketFlash)) != nil {
 				return nil
 			}
-			f := s.flash
-			f.Channels = len(all)
-			return put(tx, bucketFlash, f)
+			return putJSON(tx, bucketFlash, f)
 		})
 	})
 }
 
-func put(tx *bbolt.Tx, bucket string, v any) error {
-	b, err := tx.CreateBucketIfNotExists([]byte(bucket))
+// put makes a bucket as the facts say.
+func (f facts) put(tx *bbolt.Tx, bucket string) error {
+	if name, ok := strings.CutPrefix(bucket, documentPrefix); ok {
+		if doc, ok := f.documents[name]; ok {
+			// With its length, because short ones are filled up.
+			return put(tx, bucket, append(binary.BigEndian.AppendUint32(nil, uint32(len(doc))), doc...))
+		}
+	} else if c, ok := f.channels[vms.ChannelID(strings.TrimPrefix(bucket, channelPrefix))]; ok {
+		return putJSON(tx, bucket, c)
+	}
+	if err := tx.DeleteBucket([]byte(bucket)); err != nil && !errors.Is(err, berrors.ErrBucketNotFound) {
+		return err
+	}
+	return nil
+}
+
+func putJSON(tx *bbolt.Tx, bucket string, v any) error {
+	data, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	data, err := json.Marshal(v)
+	return put(tx, bucket, data)
+}
+
+func put(tx *bbolt.Tx, bucket string, data []byte) error {
+	b, err := tx.CreateBucketIfNotExists([]byte(bucket))
 	if err != nil {
 		return err
 	}
@@ -354,25 +419,45 @@ func checksum(bucket string, data []byte) uint32 {
 	return crc32.Update(crc32.Checksum([]byte(bucket), castagnoli), castagnoli, data)
 }
 
-func get(tx *bbolt.Tx, bucket string, v any) error {
+// get returns what is in a bucket, valid during the transaction.
+func get(tx *bbolt.Tx, bucket string) ([]byte, error) {
 	b := tx.Bucket([]byte(bucket))
 	if b == nil {
-		return fmt.Errorf("%w: %q is no bucket", errDamaged, bucket)
+		return nil, fmt.Errorf("%w: %q is no bucket", errDamaged, bucket)
 	}
 	value := b.Get([]byte(keyValue))
 	if len(value) < 4 || checksum(bucket, value[4:]) != binary.BigEndian.Uint32(value) {
-		return fmt.Errorf("%w: checksum of %q", errDamaged, bucket)
+		return nil, fmt.Errorf("%w: checksum of %q", errDamaged, bucket)
 	}
-	if err := json.Unmarshal(value[4:], v); err != nil {
+	return value[4:], nil
+}
+
+func getJSON(tx *bbolt.Tx, bucket string, v any) error {
+	data, err := get(tx, bucket)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, v); err != nil {
 		return fmt.Errorf("%w: %q: %w", errDamaged, bucket, err)
 	}
 	return nil
 }
 
+func getDocument(tx *bbolt.Tx, bucket string) ([]byte, error) {
+	data, err := get(tx, bucket)
+	if err != nil {
+		return nil, err
+	}
+	if len(data) < 4 || uint64(binary.BigEndian.Uint32(data)) > uint64(len(data)-4) {
+		return nil, fmt.Errorf("%w: length of %q", errDamaged, bucket)
+	}
+	return append([]byte{}, data[4:4+binary.BigEndian.Uint32(data)]...), nil
+}
+
 func (s *State) load() error {
 	return withDB(s.path, true, func(db *bbolt.DB) error {
 		return db.View(func(tx *bbolt.Tx) error {
-			return guard(func() error { return s.read(tx) })
+			return disk.Guard(errDamaged, func() error { return s.read(tx) })
 		})
 	})
 }
@@ -383,32 +468,39 @@ func (s *State) read(tx *bbolt.Tx) error {
 	flashSeen := false
 	c := tx.Cursor()
 	for k, _ := c.First(); k != nil; k, _ = c.Next() {
-		name, isChannel := strings.CutPrefix(string(k), channelPrefix)
+		bucket := string(k)
+		ch, isChannel := strings.CutPrefix(bucket, channelPrefix)
+		name, isDocument := strings.CutPrefix(bucket, documentPrefix)
+		var err error
 		switch {
-		case string(k) == bucketFlash:
+		case bucket == bucketFlash:
 			flashSeen = true
 			var f flash
-			if err := get(tx, string(k), &f); err != nil {
-				wrong = err
-				continue
+			if err = getJSON(tx, bucket, &f); err == nil {
+				s.flash = f
 			}
-			s.flash = f
-		case isChannel && vms.ValidID(name):
+		case isChannel && vms.ValidID(ch):
 			var v channel
-			if err := get(tx, string(k), &v); err != nil {
-				wrong = err
-				continue
+			if err = getJSON(tx, bucket, &v); err == nil {
+				s.facts.channels[vms.ChannelID(ch)] = v
 			}
-			s.channels[vms.ChannelID(name)] = v
+		case isDocument && vms.ValidID(name):
+			var doc []byte
+			if doc, err = getDocument(tx, bucket); err == nil {
+				s.facts.documents[name] = doc
+			}
 		default:
-			wrong = fmt.Errorf("%w: bucket %q", errDamaged, k)
+			err = fmt.Errorf("%w: bucket %q", errDamaged, k)
+		}
+		if err != nil {
+			wrong = err
 		}
 	}
 	if !flashSeen && wrong == nil {
 		wrong = fmt.Errorf("%w: no bucket %q", errDamaged, bucketFlash)
 	}
-	if wrong == nil && s.flash.Channels != len(s.channels) {
-		wrong = fmt.Errorf("%w: %d channels of %d", errDamaged, len(s.channels), s.flash.Channels)
+	if f := s.flash; wrong == nil && (f.Channels != len(s.facts.channels) || f.Documents != len(s.facts.documents)) {
+		wrong = fmt.Errorf("%w: %d channels of %d, %d documents of %d", errDamaged, len(s.facts.channels), f.Channels, len(s.facts.documents), f.Documents)
 	}
 	return wrong
 }
@@ -430,7 +522,7 @@ func withDB(path string, readOnly bool, work func(*bbolt.DB) error) error {
 		},
 	}
 	panicked := true
-	err := guard(func() error {
+	err := disk.Guard(errDamaged, func() error {
 		db, err := bbolt.Open(path, 0o600, o)
 		if err == nil {
 			err = work(db)
@@ -473,43 +565,4 @@ func metaPages(path string) []byte {
 		return nil
 	}
 	return b
-}
-
-// guard calls fn and makes errDamaged of a panic or a fault in it.
-func guard(fn func() error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: %v", errDamaged, p)
-		}
-	}()
-	return fn()
-}
-
-// syncDir puts what was made or renamed in a directory on flash.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
-
-// makeDir makes a directory, and those above it, and puts them on flash.
-func makeDir(dir string) error {
-	err := os.Mkdir(dir, 0o700)
-	if errors.Is(err, fs.ErrNotExist) && filepath.Dir(dir) != dir {
-		if err := makeDir(filepath.Dir(dir)); err != nil {
-			return err
-		}
-		err = os.Mkdir(dir, 0o700)
-	}
-	if errors.Is(err, fs.ErrExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(dir))
 }

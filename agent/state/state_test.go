@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/bbolt"
+
 	"github.com/zipato/vms/pkg/vms"
 )
 
@@ -104,6 +106,94 @@ func TestFactsOutliveTheProcess(t *testing.T) {
 	}
 }
 
+// TestDocuments are kept byte by byte, beside the other facts.
+func TestDocuments(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	s := open(t, path)
+	big := bytes.Repeat([]byte{0, 1, ' ', 0xff}, 50_000)
+	docs := map[string][]byte{"desired": big, "local": []byte("[] "), "clock": {}, "broker": []byte("{}")}
+	for name, doc := range docs {
+		if err := s.PutDocument(name, doc); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.PutGaps("ch_1", []vms.Gap{gap(1, true)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.PutDocument("broker", nil); err != nil {
+		t.Fatal(err)
+	}
+	docs["broker"] = nil
+	docs["none"] = nil
+	for range 2 {
+		for name, want := range docs {
+			got, err := s.Document(name)
+			if err != nil || !bytes.Equal(got, want) || (got == nil) != (want == nil) {
+				t.Errorf("document %s of %d bytes, %v, want %d", name, len(got), err, len(want))
+			}
+			for i := range got { // what is handed out is a copy
+				got[i] = 'x'
+			}
+		}
+		if gaps, err := s.Gaps("ch_1"); err != nil || len(gaps) != 1 {
+			t.Errorf("gaps %v, %v", gaps, err)
+		}
+		if _, err := os.Stat(path + damagedSuffix); err == nil {
+			t.Error("documents were taken for damage")
+		}
+		s = open(t, path)
+	}
+	for _, name := range []string{"", "a/b", "A"} {
+		if err := s.PutDocument(name, []byte("x")); !errors.Is(err, vms.ErrInvalid) {
+			t.Errorf("document %q: %v", name, err)
+		}
+	}
+	if err := s.PutDocument("desired", make([]byte, MaxDocument+1)); !errors.Is(err, vms.ErrInvalid) {
+		t.Errorf("a document that is too long: %v", err)
+	}
+	size := func() int64 {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Size()
+	}
+	for n := range 50 { // of about one size, as they come
+		if err := s.PutDocument("desired", append(big[:150_000:150_000], byte(n))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := size(); n > 800_000 {
+		t.Errorf("the file has grown to %d bytes", n)
+	}
+}
+
+// TestForgottenDocumentIsNoticed: one that is gone from the file is damage, not
+// a hub of which nothing is wanted.
+func TestForgottenDocumentIsNoticed(t *testing.T) {
+	captureLog(t)
+	path := filepath.Join(t.TempDir(), "state.db")
+	s := open(t, path)
+	for _, name := range []string{"desired", "local"} {
+		if err := s.PutDocument(name, []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := withDB(path, false, func(db *bbolt.DB) error {
+		return db.Update(func(tx *bbolt.Tx) error { return tx.DeleteBucket([]byte(documentPrefix + "desired")) })
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, path)
+	if _, err := os.Stat(path + damagedSuffix); err != nil {
+		t.Error("nobody noticed")
+	}
+	if got, err := s.Document("local"); err != nil || string(got) != "x" {
+		t.Errorf("the other one is %q, %v", got, err)
+	}
+}
+
 func TestWhatIsHandedOutIsACopy(t *testing.T) {
 	s := open(t, filepath.Join(t.TempDir(), "state.db"))
 	g := gap(1, true)
@@ -131,12 +221,15 @@ func TestNothingNewWritesNothing(t *testing.T) {
 	if err := s.PutStream(st); err != nil {
 		t.Fatal(err)
 	}
+	if err := s.PutDocument("local", []byte("doc")); err != nil {
+		t.Fatal(err)
+	}
 	before, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, err := range []error{
-		s.PutStream(st), s.DropStream("ch_2"), s.DropGaps("ch_1", []vms.GapID{"gap_1"}), s.PutGaps("ch_1", nil), s.Close(),
+		s.PutStream(st), s.PutDocument("local", []byte("doc")), s.PutDocument("none", nil), s.DropStream("ch_2"), s.DropGaps("ch_1", []vms.GapID{"gap_1"}), s.PutGaps("ch_1", nil), s.Close(),
 		s.FlashWritten("2026-11-22", flashStep-1),
 	} {
 		if err != nil {
@@ -350,6 +443,10 @@ func TestDamageNeverLies(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	document := bytes.Repeat([]byte("what the cloud wants "), 500) // some pages
+	if err := s.PutDocument("desired", document); err != nil {
+		t.Fatal(err)
+	}
 	want := map[vms.GapID]string{}
 	for _, ch := range channels {
 		gaps, _ := s.Gaps(ch)
@@ -397,7 +494,11 @@ func TestDamageNeverLies(t *testing.T) {
 					}
 				}
 			}
-			_, err := os.Stat(path + damagedSuffix)
+			doc, err := s.Document("desired")
+			if err != nil || doc != nil && !bytes.Equal(doc, document) {
+				t.Errorf("seed %d: a document of %d bytes that nobody put, %v", seed, len(doc), err)
+			}
+			_, err = os.Stat(path + damagedSuffix)
 			if n < len(want)-1 && err != nil { // the last change may be the one that the other meta page has not
 				t.Errorf("seed %d: %d gaps of %d, and nothing was set aside", seed, n, len(want))
 			}

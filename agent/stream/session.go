@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/zipato/vms/agent/camera"
+	"github.com/zipato/vms/agent/preroll"
 	"github.com/zipato/vms/agent/spool"
 	"github.com/zipato/vms/agent/uplink"
 	"github.com/zipato/vms/pkg/cmaf"
@@ -20,41 +21,54 @@ type sink Stream
 // Open implements camera.Sink.
 func (k *sink) Open(v camera.VideoFormat, a *camera.AudioFormat) {
 	s := (*Stream)(k)
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	video := cmaf.VideoParams{Codec: v.Codec, VPS: v.VPS, SPS: v.SPS, PPS: v.PPS}
 	var audio *cmaf.AudioParams
 	if a != nil {
 		audio = &cmaf.AudioParams{Config: a.Config, SampleRate: a.SampleRate, Channels: a.Channels}
 	}
-	err := s.mux.Open(cmaf.VideoParams{Codec: v.Codec, VPS: v.VPS, SPS: v.SPS, PPS: v.PPS}, audio)
-	if err != nil {
-		// The camera package offers only codecs that can be muxed.
-		s.cfg.Log.Error("cannot record this camera", "err", err)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.openGate(video, audio) {
+		s.openMux(video, audio)
 	}
 }
 
 // Video implements camera.Sink.
 func (k *sink) Video(pts int64, ntp, arrival time.Time, au [][]byte) {
 	s := (*Stream)(k)
-	utc, uncertain := s.cfg.Clock.UTC(arrival)
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.mux.Video(pts, utc, uncertain, ntp, au)
+	s.settle() // before the muxer hears of the new time
+	record, over := s.pass(preroll.Unit{PTS: pts, Camera: ntp, Arrival: arrival, Data: au})
+	if record {
+		utc, uncertain := s.utc(arrival)
+		s.mux.Video(pts, utc, uncertain, ntp, au)
+	}
+	s.mu.Unlock()
+	if over {
+		s.recordingChanged()
+	}
 }
 
 // Audio implements camera.Sink.
 func (k *sink) Audio(pts int64, _, arrival time.Time, au []byte) {
 	s := (*Stream)(k)
-	utc, _ := s.cfg.Clock.UTC(arrival)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.mux.Audio(pts, utc, au)
+	s.settle()
+	if s.gate == nil || s.gate.recording {
+		utc, _ := s.utc(arrival)
+		s.mux.Audio(pts, utc, au)
+		return
+	}
+	s.gate.ring.Add(preroll.Unit{Audio: true, PTS: pts, Arrival: arrival, Data: [][]byte{au}})
 }
 
 // Lost implements camera.Sink.
 func (k *sink) Lost(err error) {
+	s := (*Stream)(k)
+	s.lost()
 	if err != nil {
-		(*Stream)(k).endAll(string(vms.CauseCameraOffline))
+		s.endAll(string(vms.CauseCameraOffline))
 	}
 }
 
@@ -81,8 +95,8 @@ func (c cursor) HandOver(worker vms.Instance, have []vms.ChunkRange) uplink.Curs
 // newLane makes the stream's lane of a kind.
 func (s *Stream) newLane(kind vms.Lane) *uplink.Lane {
 	l := &uplink.Lane{
-		Kind: kind, Agent: s.cfg.Agent, Source: source{s.cfg.Spool}, Assigned: s.assigned, Log: s.cfg.Log,
-		NewestFirst: s.cfg.NewestFirst, Governor: s.cfg.Governor, Pressure: s.cfg.Pressure,
+		Kind: kind, Agent: s.cfg.Agent, Source: source{s.cfg.Spool}, Assigned: s.assigned, Log: s.cfg.Log, Client: s.cfg.Client,
+		NewestFirst: s.cfg.NewestFirst, Governor: s.cfg.Governor, Pressure: s.pressure,
 		WantWorker: func(m wire.WantWorker) { s.send(&m) },
 		OnReceived: func(end time.Time) {
 			s.stateMu.Lock()

@@ -3,11 +3,14 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -15,6 +18,7 @@ import (
 	"github.com/zipato/vms/agent/camera"
 	"github.com/zipato/vms/agent/hubclock"
 	"github.com/zipato/vms/agent/mux"
+	"github.com/zipato/vms/agent/preroll"
 	"github.com/zipato/vms/agent/spool"
 	"github.com/zipato/vms/agent/uplink"
 	"github.com/zipato/vms/pkg/problem"
@@ -36,8 +40,8 @@ const (
 	startUp = 2 * time.Second
 )
 
-// Config is what a stream needs; all fields but Token, Known, Remember, After
-// and Pressure must be set.
+// Config is what a stream needs; all fields but Token, Known, Remember, Mode,
+// After, Pressure and OnRecording must be set.
 type Config struct {
 	ID      vms.StreamID
 	Channel vms.ChannelID
@@ -50,6 +54,11 @@ type Config struct {
 	// Known and Remember are camera.Source's.
 	Known    string
 	Remember func(string)
+	// Mode: in wire.ModeEvent the camera is pulled, and recorded when Event says
+	// so: PreRoll before it, at most a minute, and PostRoll after it, at most ten.
+	// In all others it is recorded from Run to Stop.
+	Mode              wire.Mode
+	PreRoll, PostRoll time.Duration // PostRoll 0: DefaultPostRoll
 
 	Spool *spool.Spool
 	// After is closed when the stream that had the spool before has left it: it
@@ -57,8 +66,10 @@ type Config struct {
 	After      <-chan struct{}
 	Clock      *hubclock.Clock
 	Credential uplink.Credential
-	Agent      string // name and version
-	Boot       string
+	// Client dials the NVR and the workers; nil: uplink's own.
+	Client *http.Client
+	Agent  string // name and version
+	Boot   string
 	// Phase is where recordings begin, as a share of their length.
 	Phase float64
 	// Governor paces the lanes of all streams of the hub.
@@ -70,6 +81,9 @@ type Config struct {
 	Log      *slog.Logger
 	// OnState is told of every change.
 	OnState func(Status)
+	// OnRecording is told, in mode event, when Recording became another; nil:
+	// nobody asks.
+	OnRecording func()
 }
 
 // Status is how a stream is.
@@ -99,9 +113,17 @@ type Stream struct {
 	lastUTC time.Time     // and what that was in UTC then: the hub's clock may be set later
 	away    *vms.Gap      // the camera's absence, while it lasts
 	absent  time.Duration // all absences that are over
+	timed   bool          // what is captured is stamped with known time; see settle
+	known   time.Time     // since when that is seen, on the system's clock
+	placed  bool          // and nothing is left of before
 	ended   bool          // the end after lastSeq was said
 	over    bool          // no camera is pulled (any more)
+	gate    *gate         // in mode event, before the muxer
+	// replaying: the muxer is fed what came before the event.
+	replaying bool
 
+	restart   chan struct{} // Restart was called
+	draining  atomic.Int32  // calls of Drain
 	first     chan struct{} // the first chunk is there
 	committed chan struct{} // the NVR has committed gaps
 
@@ -121,11 +143,13 @@ type Stream struct {
 
 // New returns a stream that has not begun.
 func New(cfg Config) *Stream {
+	cfg.PostRoll = cmp.Or(cfg.PostRoll, DefaultPostRoll)
 	s := &Stream{
 		cfg: cfg, assigned: uplink.NewAssigned(),
-		camDone: make(chan struct{}), first: make(chan struct{}, 1), committed: make(chan struct{}, 1),
+		camDone: make(chan struct{}), restart: make(chan struct{}, 1), first: make(chan struct{}, 1), committed: make(chan struct{}, 1),
 		status: Status{State: wire.StateStarting}, asked: make(map[int64]time.Time),
 	}
+	s.timed = cfg.Clock.Known()
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	if cfg.Deliver {
 		s.stop()
@@ -138,12 +162,15 @@ func New(cfg Config) *Stream {
 		Epoch: s.epoch, NewEpoch: vms.NewEpoch, Phase: s.phase(mux.DefaultRecording),
 		OnInit: cfg.Spool.PutInit, OnChunk: s.chunk,
 	})
+	if cfg.Mode == wire.ModeEvent && !cfg.Deliver {
+		s.gate = &gate{ring: preroll.New(min(cfg.PreRoll, maxPreRoll), cfg.Spool.Reserve)}
+	}
 	s.source = &camera.Source{
-		Camera: cfg.Camera, Sink: (*sink)(s), Log: cfg.Log, Known: cfg.Known, Remember: cfg.Remember,
+		Camera: cfg.Camera, Sink: (*sink)(s), Log: cfg.Log, Known: cfg.Known, Remember: s.remember,
 		OnState: func(st camera.State) { s.change(func() { s.camState = st }) },
 	}
 	s.session = &uplink.Session{
-		URL: cfg.NVRURL, SID: cfg.SID, Token: cfg.Token, Credential: cfg.Credential, Log: cfg.Log,
+		URL: cfg.NVRURL, SID: cfg.SID, Token: cfg.Token, Credential: cfg.Credential, Log: cfg.Log, Client: cfg.Client,
 		Hello: s.hello, OnMessage: s.message, OnState: s.sessionState,
 	}
 	// What the hub only brings is no live picture.
@@ -182,7 +209,9 @@ func (s *Stream) chunk(c vms.Chunk) {
 		s.end("clock_set_back")
 		s.epoch = c.Epoch
 	}
-	s.explainAbsence(c.Start)
+	if !s.replaying {
+		s.explainAbsence(c.Start)
+	}
 	s.lastSeq, s.ended = c.Seq, false
 	s.capturedUntil(c.End)
 	s.cfg.Spool.Append(c)
@@ -201,7 +230,7 @@ func (s *Stream) Captured() time.Time {
 	if s.lastSeq == 0 {
 		return time.Time{}
 	}
-	return s.lastEnd
+	return s.cfg.Spool.Stats().CapturedUntil
 }
 
 // Received returns the UTC up to which workers have chunks.
@@ -259,7 +288,8 @@ func (s *Stream) Released() <-chan struct{} { return s.camDone }
 // use: the NVR or the worker refuses the session, or the camera's address is none.
 func (s *Stream) Run(ctx context.Context) error {
 	s.mu.Lock()
-	s.capturedUntil(s.cfg.Clock.Now())
+	now, _ := s.utc(time.Now())
+	s.capturedUntil(now)
 	s.mu.Unlock()
 	rest, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -314,7 +344,7 @@ func (s *Stream) pull(ctx context.Context) error {
 		return nil
 	}
 	defer close(s.camDone)
-	err := s.source.Run(either(s.stopped, ctx))
+	err := s.run(either(s.stopped, ctx))
 	s.endAll("stopped")
 	s.leave()
 	if s.stopped.Err() != nil { // else another stream goes on in its place
@@ -325,6 +355,48 @@ func (s *Stream) pull(ctx context.Context) error {
 		return fmt.Errorf("camera: %w", err)
 	}
 	return nil
+}
+
+// run runs the camera until ctx ends, anew after each Restart.
+func (s *Stream) run(ctx context.Context) error {
+	for {
+		once, cancel := context.WithCancel(ctx)
+		watched := make(chan struct{})
+		go func() {
+			defer close(watched)
+			select {
+			case <-once.Done():
+			case <-s.restart:
+				cancel()
+			}
+		}()
+		err := s.source.Run(once)
+		cancel()
+		<-watched
+		if err != nil || ctx.Err() != nil {
+			return err
+		}
+		s.cfg.Log.Info("the camera is left and pulled anew")
+		s.endAll("restarted")
+		s.change(func() { s.camState = camera.State{} })
+	}
+}
+
+// Restart leaves the camera and pulls it anew, as if the stream had just been
+// started. What is missing meanwhile is declared.
+func (s *Stream) Restart() {
+	select {
+	case s.restart <- struct{}{}:
+	default: // it is about to
+	}
+}
+
+// remember is called from the camera's Run.
+func (s *Stream) remember(template string) {
+	s.source.Known = template // for the next one
+	if s.cfg.Remember != nil {
+		s.cfg.Remember(template)
+	}
 }
 
 // sentence says to people why the NVR refused, and what to do.
@@ -372,10 +444,15 @@ func (s *Stream) ticks(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case now := <-t.C:
-			utc, _ := s.cfg.Clock.UTC(now)
 			s.mu.Lock()
+			s.settle()
+			utc, _ := s.utc(now)
 			s.mux.Tick(utc)
+			over := s.tickGate(now)
 			s.mu.Unlock()
+			if over {
+				s.recordingChanged()
+			}
 		}
 	}
 }
@@ -442,17 +519,18 @@ const clockStep = 5 * time.Second
 // absentSince is the end of the newest chunk by the hub's clock as it is now:
 // when that was corrected since, the correction is no absence. s.mu is held.
 func (s *Stream) absentSince() time.Time {
-	now, _ := s.cfg.Clock.UTC(s.lastAt)
+	now, _ := s.utc(s.lastAt)
 	if by := now.Sub(s.lastUTC); by.Abs() > clockStep {
 		return s.lastEnd.Add(by)
 	}
 	return s.lastEnd
 }
 
-// capturedUntil notes the end of the newest chunk. s.mu is held.
+// capturedUntil notes the end of the newest chunk, or of what was seen and not
+// recorded. s.mu is held.
 func (s *Stream) capturedUntil(end time.Time) {
 	s.lastEnd, s.lastAt = end, time.Now()
-	s.lastUTC, _ = s.cfg.Clock.UTC(s.lastAt)
+	s.lastUTC, _ = s.utc(s.lastAt)
 }
 
 // growAbsence declares a camera's absence while it lasts.
@@ -477,13 +555,14 @@ func (s *Stream) leave() {
 		least = offlineGap
 	}
 	s.grow(least)
+	s.closeGate()
 	s.over = true
 }
 
 // grow declares the camera's absence if it is as long as least, or was declared
 // before. s.mu is held.
 func (s *Stream) grow(least time.Duration) {
-	now := s.cfg.Clock.Now()
+	now, _ := s.utc(time.Now())
 	since := s.absentSince()
 	if now.Sub(since) < least {
 		return
@@ -492,24 +571,26 @@ func (s *Stream) grow(least time.Duration) {
 		s.away = &vms.Gap{ID: vms.NewID[vms.GapID]("gap"), Cause: vms.CauseCameraOffline}
 	}
 	s.away.Start, s.away.End = since, now
-	s.cfg.Spool.Declare(*s.away)
+	s.declare(*s.away)
 }
 
 // explainAbsence closes the gap before a chunk that begins at start. s.mu is held.
 func (s *Stream) explainAbsence(start time.Time) {
-	since := s.absentSince()
+	since, cause := s.absentSince(), s.unseen()
 	d := start.Sub(since)
-	if s.away == nil && (d < time.Millisecond || s.lastSeq == 0 && d < startUp) {
+	if s.away == nil && (d < time.Millisecond || s.lastSeq == 0 && d < startUp && cause == vms.CauseCameraOffline) {
 		return
 	}
 	g := s.away
 	s.away = nil
 	if g == nil {
-		g = &vms.Gap{ID: vms.NewID[vms.GapID]("gap"), Cause: vms.CauseCameraOffline}
+		g = &vms.Gap{ID: vms.NewID[vms.GapID]("gap"), Cause: cause}
 	}
 	g.Start, g.End = since, start
 	if g.End.After(g.Start) {
-		s.absent += g.Duration()
-		s.cfg.Spool.Declare(*g)
+		if g.Cause == vms.CauseCameraOffline {
+			s.absent += g.Duration()
+		}
+		s.declare(*g)
 	}
 }

@@ -16,7 +16,12 @@ import (
 )
 
 func newStream(t *testing.T) (*Stream, *spool.Spool) {
-	store, err := spool.Open(spool.Config{RAM: 1 << 20, Log: vmstest.Log(t)})
+	s, sp, _ := newStreamOf(t, 1<<20, func(*Config) {})
+	return s, sp
+}
+
+func newStreamOf(t *testing.T, ram int64, set func(*Config)) (*Stream, *spool.Spool, *spool.Store) {
+	store, err := spool.Open(spool.Config{RAM: ram, Log: vmstest.Log(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -26,14 +31,16 @@ func newStream(t *testing.T) (*Stream, *spool.Spool) {
 		}
 	})
 	sp := store.Spool("ch_1")
-	s := New(Config{
-		ID: "str_1", Channel: "ch_1", SID: "sid_1", NVRURL: "ws://nvr.test/", Spool: sp, Clock: hubclock.New(time.Now()),
+	cfg := Config{
+		ID: "str_1", Channel: "ch_1", SID: "sid_1", NVRURL: "ws://nvr.test/", Spool: sp, Clock: hubclock.New(hubclock.Config{}),
 		Log: vmstest.Log(t), OnState: func(Status) {},
-	})
+	}
+	set(&cfg)
+	s := New(cfg)
 	s.mu.Lock()
 	s.capturedUntil(s.cfg.Clock.Now())
 	s.mu.Unlock()
-	return s, sp
+	return s, sp, store
 }
 
 // give is a chunk of 200 ms that ends now by the hub's clock.
@@ -48,6 +55,9 @@ func give(s *Stream, e vms.Epoch, seq uint64) {
 func learn(s *Stream, by time.Duration) {
 	now := time.Now()
 	s.cfg.Clock.Learn(now, now, now.Add(by))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.settle() // as Run does
 }
 
 func TestAbsenceOfTheCameraIsAGap(t *testing.T) {
@@ -119,6 +129,7 @@ func TestLeavingAnAbsentCamera(t *testing.T) {
 	for state, gaps := range map[string]int{wire.StateStreaming: 0, wire.StateNoCamera: 1} {
 		synctest.Test(t, func(t *testing.T) {
 			s, sp := newStream(t)
+			learn(s, 30*365*24*time.Hour)
 			give(s, s.epoch, 1)
 			s.camState.State = state
 			time.Sleep(5 * time.Second)
@@ -144,7 +155,7 @@ func TestDeliveryOfNothingEnds(t *testing.T) {
 		deliver := func() *Stream {
 			return New(Config{
 				ID: "str_2", Channel: "ch_1", SID: "sid_1", NVRURL: "no URL", Deliver: true, Spool: sp,
-				Clock: hubclock.New(time.Now()), Log: vmstest.Log(t), OnState: func(Status) {},
+				Clock: hubclock.New(hubclock.Config{}), Log: vmstest.Log(t), OnState: func(Status) {},
 			})
 		}
 		if err := deliver().Run(t.Context()); err != nil {

@@ -74,11 +74,19 @@ func linkPace() retry.Backoff {
 	return retry.Backoff{Min: 200 * time.Millisecond, Max: 2 * time.Second, Steady: steady}
 }
 
-// httpClient makes the connections.
-var httpClient = &http.Client{Transport: &http.Transport{
-	Proxy:       http.ProxyFromEnvironment,
-	DialContext: (&net.Dialer{Timeout: connectTimeout, KeepAlive: 15 * time.Second}).DialContext,
-}}
+// NewClient returns what makes the connections of sessions and lanes: one that
+// gives up a link that is down soon, and verifies servers as tls says; nil: as
+// the system does. One client is enough for a hub.
+func NewClient(tls *tls.Config) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		Proxy:           http.ProxyFromEnvironment,
+		DialContext:     (&net.Dialer{Timeout: connectTimeout, KeepAlive: 15 * time.Second}).DialContext,
+		TLSClientConfig: tls,
+	}}
+}
+
+// httpClient is for who has none.
+var httpClient = NewClient(nil)
 
 // dial opens a WebSocket. A refusal before the upgrade is a *problem.Problem.
 func dial(ctx context.Context, client *http.Client, u, protocol string, h http.Header) (*websocket.Conn, *http.Response, error) {
@@ -119,7 +127,7 @@ func (s *Session) dial(ctx context.Context) (*websocket.Conn, error) {
 		q.Set("sid", string(s.SID))
 		u.RawQuery = q.Encode()
 	}
-	conn, resp, err := dial(ctx, s.client, u.String(), wire.SessionProtocol, nil)
+	conn, resp, err := dial(ctx, s.Client, u.String(), wire.SessionProtocol, nil)
 	if err == nil {
 		conn.CloseNow()
 		return nil, fmt.Errorf("the NVR at %s asked for no proof of identity", u.Host)
@@ -136,7 +144,7 @@ func (s *Session) dial(ctx context.Context) (*websocket.Conn, error) {
 		h.Set(wire.TokenHeader, s.Token)
 	}
 	s.socket = nil
-	conn, _, err = dial(withSocket(ctx, &s.socket), s.client, u.String(), wire.SessionProtocol, h)
+	conn, _, err = dial(withSocket(ctx, &s.socket), s.Client, u.String(), wire.SessionProtocol, h)
 	return conn, err
 }
 

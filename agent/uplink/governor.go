@@ -3,6 +3,7 @@ package uplink
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/zipato/vms/pkg/retry"
@@ -40,7 +41,7 @@ type GovernorConfig struct {
 // share of what the uplink was measured to carry (control). A nil Governor
 // limits nothing.
 type Governor struct {
-	schedule Schedule
+	schedule atomic.Pointer[Schedule]
 
 	// Whoever waits for its bytes has the turn of its lane: first come, first
 	// served, a piece at a time.
@@ -73,11 +74,16 @@ func NewGovernor(cfg GovernorConfig) *Governor {
 	if cfg.Share <= 0 || cfg.Share > 1 {
 		cfg.Share = DefaultShare
 	}
-	return &Governor{
-		schedule: cfg.Schedule, liveTurn: make(chan struct{}, 1), backfillTurn: make(chan struct{}, 1),
+	g := &Governor{
+		liveTurn: make(chan struct{}, 1), backfillTurn: make(chan struct{}, 1),
 		control: control{share: cfg.Share}, flows: make(map[*flow]bool), begins: make(chan struct{}),
 	}
+	g.SetSchedule(cfg.Schedule)
+	return g
 }
+
+// SetSchedule limits what is sent from now on by another schedule.
+func (g *Governor) SetSchedule(s Schedule) { g.schedule.Store(&s) }
 
 // Stats returns the figures.
 func (g *Governor) Stats() GovernorStats {
@@ -89,7 +95,7 @@ func (g *Governor) Stats() GovernorStats {
 	now := time.Now()
 	own, _, floor := g.control.limits()
 	return GovernorStats{
-		Cap: g.schedule.At(now), Uplink: int64(g.control.capacity), Backfill: int64(max(own, floor)),
+		Cap: g.schedule.Load().At(now), Uplink: int64(g.control.capacity), Backfill: int64(max(own, floor)),
 		Delay: g.view(now).delay, Sent: g.sent,
 	}
 }
@@ -157,7 +163,7 @@ func (f *flow) piece() int {
 	}
 	f.g.mu.Lock()
 	defer f.g.mu.Unlock()
-	rate := float64(f.g.schedule.At(time.Now()))
+	rate := float64(f.g.schedule.Load().At(time.Now()))
 	if !f.live {
 		own, _, floor := f.g.control.limits()
 		if own = max(own, floor); rate == 0 || own < rate {
@@ -179,7 +185,7 @@ func (f *flow) take(ctx context.Context, n int) error {
 	turn, try := g.backfillTurn, g.tryBackfill
 	if f.live {
 		turn, try = g.liveTurn, g.tryLive
-		if g.schedule.At(time.Now()) == 0 {
+		if g.schedule.Load().At(time.Now()) == 0 {
 			try(n, false)
 			return ctx.Err()
 		}
@@ -217,7 +223,7 @@ func (g *Governor) tryLive(n int, _ bool) time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := time.Now()
-	if limit := float64(g.schedule.At(now)); limit > 0 {
+	if limit := float64(g.schedule.Load().At(now)); limit > 0 {
 		g.total.fill(now, limit)
 		if wait := g.total.wait(limit); wait > 0 {
 			g.waiting = 1
@@ -248,7 +254,7 @@ func (g *Governor) tryBackfill(n int, again bool) time.Duration {
 	g.lastTake = now
 	g.control.step(now, g.view(now), g.sent)
 	own, total, floor := g.control.limits()
-	limit := float64(g.schedule.At(now))
+	limit := float64(g.schedule.Load().At(now))
 	g.own.fill(now, own)
 	g.floor.fill(now, floor)
 	wait := g.own.wait(own)

@@ -41,7 +41,7 @@ func TestALinkThatIsDownIsTriedOften(t *testing.T) {
 				for what, run := range map[string]func(context.Context) error{
 					"lane": l.Run,
 					"session": (&Session{
-						URL: "ws://nvr.test/", Credential: Credential{Hub: "hub_1", Key: keyOf(1)}, Log: vmstest.Log(t), client: client,
+						URL: "ws://nvr.test/", Credential: Credential{Hub: "hub_1", Key: keyOf(1)}, Log: vmstest.Log(t), Client: client,
 						Hello: func() *wire.SessionHello { return &wire.SessionHello{} }, OnState: func(error) {},
 						OnMessage: func(wire.SessionMessage) {},
 					}).Run,

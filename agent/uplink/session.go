@@ -40,7 +40,8 @@ type Session struct {
 	// could not be opened (why).
 	OnState func(error)
 
-	client *http.Client // of tests; nil: the default
+	// Client dials (NewClient); nil: one that verifies servers at the system's time.
+	Client *http.Client
 
 	socket net.Conn // below the connection; of Run and what it starts
 

@@ -48,7 +48,7 @@ func newSessionTest(t *testing.T, on func(s *sessionTest, n int, w http.Response
 	})
 	st.s = &Session{
 		URL: "ws://nvr.test/session/v1", SID: "sid_1", Token: "token", Credential: Credential{Hub: "hub_1", Key: keyOf(1)},
-		Log: vmstest.Log(t), client: client,
+		Log: vmstest.Log(t), Client: client,
 		Hello:     func() *wire.SessionHello { return &wire.SessionHello{Agent: "test", Boot: "boot_1", Epoch: 0xe} },
 		OnMessage: func(m wire.SessionMessage) { st.states.add("got %T", m) },
 		OnState: func(err error) {
@@ -278,7 +278,7 @@ func TestSessionNeverTrustsAServerThatAsksNothing(t *testing.T) {
 			}
 		})
 		defer stopServer()
-		s := &Session{URL: "ws://nvr.test/", Credential: Credential{Hub: "hub_1", Key: keyOf(1)}, client: client}
+		s := &Session{URL: "ws://nvr.test/", Credential: Credential{Hub: "hub_1", Key: keyOf(1)}, Client: client}
 		if _, err := s.dial(t.Context()); err == nil || !strings.Contains(err.Error(), "no proof") {
 			t.Errorf("dial = %v", err)
 		}

@@ -27,6 +27,7 @@ import (
 	"github.com/zipato/vms/cloud/auth"
 	"github.com/zipato/vms/cloud/nvr"
 	"github.com/zipato/vms/pkg/vms"
+	"github.com/zipato/vms/pkg/wire"
 )
 
 const (
@@ -34,8 +35,11 @@ const (
 	maxBody = 64 << 10
 	// bodyTimeout is much for 64 KiB on any line that carries video.
 	bodyTimeout = 5 * time.Second
-	// requestTimeout bounds the work for one request, except an event stream.
+	// requestTimeout bounds the work for one request, except an event stream and
+	// what says so itself.
 	requestTimeout = 30 * time.Second
+	// maxWait is how long a start or stop may wait for the hub.
+	maxWait = 30 * time.Second
 )
 
 // NVR is what the API needs of the rules. Their errors wrap the kinds of
@@ -45,7 +49,10 @@ type NVR interface {
 	Enroll(ctx context.Context, code string, pub ed25519.PublicKey, name string) (nvr.Enrolment, error)
 	Hubs(ctx context.Context, acct vms.AccountID, cursor string, limit int) ([]nvr.Hub, string, error)
 	Hub(ctx context.Context, acct vms.AccountID, id vms.HubID) (nvr.Hub, error)
+	UpdateHub(ctx context.Context, acct vms.AccountID, id vms.HubID, p nvr.HubPatch) (nvr.Hub, error)
 	RevokeHub(ctx context.Context, acct vms.AccountID, id vms.HubID) error
+	// Command waits for the hub, at most as long as the kind is worth when wait is zero.
+	Command(ctx context.Context, acct vms.AccountID, id vms.HubID, c wire.Command, wait time.Duration) (wire.CommandReply, error)
 
 	CreateChannel(ctx context.Context, acct vms.AccountID, spec nvr.ChannelSpec) (nvr.Channel, error)
 	Channels(ctx context.Context, acct vms.AccountID, cursor string, limit int) ([]nvr.Channel, string, error)
@@ -54,13 +61,12 @@ type NVR interface {
 	DeleteChannel(ctx context.Context, acct vms.AccountID, id vms.ChannelID) error
 
 	StreamToken(ctx context.Context, acct vms.AccountID, id vms.ChannelID) (nvr.StreamToken, error)
-	// StartChannel and StopChannel wait for the hub, at most as long as the NVR
-	// thinks fit when wait is zero.
-	StartChannel(ctx context.Context, acct vms.AccountID, id vms.ChannelID, wait time.Duration) error
-	StopChannel(ctx context.Context, acct vms.AccountID, id vms.ChannelID, wait time.Duration) error
+	StartChannel(ctx context.Context, acct vms.AccountID, id vms.ChannelID, o nvr.StartOptions) (nvr.StartResult, error)
+	StopChannel(ctx context.Context, acct vms.AccountID, id vms.ChannelID, o nvr.StartOptions) (nvr.StartResult, error)
 
 	Recordings(ctx context.Context, acct vms.AccountID, id vms.ChannelID, q nvr.RecordingQuery) (nvr.Page, error)
-	Live(ctx context.Context, acct vms.AccountID, id vms.ChannelID) (nvr.LiveURLs, error)
+	// Live is nvr.ErrStarting while the stream is on its way.
+	Live(ctx context.Context, acct vms.AccountID, id vms.ChannelID, start bool) (nvr.LiveURLs, error)
 	// Subscribe ends with ctx, and early when the subscriber is too slow.
 	Subscribe(ctx context.Context, acct vms.AccountID) <-chan nvr.Event
 }
@@ -127,6 +133,7 @@ func newServer(c Config, tune func(*server)) *server {
 	s.addStreams()
 	s.addRecordings()
 	s.addHubs()
+	s.addCommands()
 	s.addEvents()
 	s.addLogin()
 	s.addDocs()

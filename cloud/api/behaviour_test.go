@@ -12,6 +12,7 @@ import (
 
 	"github.com/zipato/vms/cloud/nvr"
 	"github.com/zipato/vms/pkg/vms"
+	"github.com/zipato/vms/pkg/wire"
 )
 
 func TestLoginCodeWorksOnce(t *testing.T) {
@@ -94,8 +95,8 @@ func TestErrorsOfTheRules(t *testing.T) {
 		{vms.ErrForbidden, 403, "forbidden"},
 		{vms.ErrRevoked, 410, "revoked"},
 		{fmt.Errorf("%w: it does not stream", vms.ErrUnavailable), 503, "unavailable: it does not stream"},
-		{fmt.Errorf("%w: the hub did not answer: %w", vms.ErrUnavailable, context.DeadlineExceeded), 504, "The hub did not answer in time."},
-		{context.DeadlineExceeded, 504, "The hub did not answer in time."},
+		{fmt.Errorf("%w: the hub did not answer: %w", vms.ErrUnavailable, context.DeadlineExceeded), 504, "The hub did not answer in time. The order stands: the hub obeys it when it hears of it."},
+		{context.DeadlineExceeded, 504, "The hub did not answer in time. The order stands: the hub obeys it when it hears of it."},
 		{fmt.Errorf("start: %w", secret), 500, "Something went wrong inside the service; its log has the details."},
 		{fmt.Errorf("name: %w", vms.ErrInvalid), 422, "name: invalid"},
 	} {
@@ -113,6 +114,17 @@ func TestErrorsOfTheRules(t *testing.T) {
 	r.nvr.fail(fmt.Errorf("list: %w", context.DeadlineExceeded))
 	if p := wantProblem(t, r.call("GET", "/api/v1/channels", ""), 504); p.Detail != "What the request waited for did not answer in time." {
 		t.Errorf("detail %q", p.Detail)
+	}
+	r = newRig(t)
+	r.nvr.fail(context.DeadlineExceeded)
+	if p := wantProblem(t, r.call("POST", "/api/v1/hubs/hub_1/commands", `{"kind":"doctor"}`), 504); p.Detail != "The hub did not answer in time. Whether it obeyed is not known." {
+		t.Errorf("detail %q", p.Detail)
+	}
+	r = newRig(t)
+	r.nvr.fail(fmt.Errorf("channel ch_1: %w", nvr.ErrStarting))
+	a := r.call("GET", "/api/v1/channels/ch_1/live", "")
+	if p := wantProblem(t, a, 503); !strings.HasSuffix(p.Type, ":starting") || a.Header.Get("Retry-After") != "1" {
+		t.Errorf("a stream that starts: %s, Retry-After %q", a.body, a.Header.Get("Retry-After"))
 	}
 	r = newRig(t)
 	r.nvr.fail(&nvr.FieldError{Field: "camera.port", Problem: "must be 1 to 65535"})
@@ -207,6 +219,8 @@ func TestPatchAbsentStaysNullClears(t *testing.T) {
 		return &c
 	}
 	str := func(s string) *string { return &s }
+	num := func(n int) *int { return &n }
+	mode := func(m nvr.Mode) *nvr.Mode { return &m }
 	for _, tc := range []struct {
 		body string
 		want nvr.ChannelPatch
@@ -214,6 +228,8 @@ func TestPatchAbsentStaysNullClears(t *testing.T) {
 		{`{}`, nvr.ChannelPatch{}},
 		{`{"name":"y"}`, nvr.ChannelPatch{Name: str("y")}},
 		{`{"hub_id":null}`, nvr.ChannelPatch{Hub: new(vms.HubID)}},
+		{`{"schedule":null,"pre_roll_s":null,"post_roll_s":7}`, nvr.ChannelPatch{Schedule: str(""), PreRoll: num(5), PostRoll: num(7)}},
+		{`{"mode":"scheduled","schedule":"mon"}`, nvr.ChannelPatch{Mode: mode(nvr.ModeScheduled), Schedule: str("mon")}},
 		{`{"camera":{}}`, nvr.ChannelPatch{Camera: with(func(*vms.Camera) {})}},
 		{`{"camera":{"password":"new"}}`, nvr.ChannelPatch{Camera: with(func(c *vms.Camera) { c.Password = "new" })}},
 		{`{"camera":{"username":null}}`, nvr.ChannelPatch{Camera: with(func(c *vms.Camera) { c.Username = "" })}},
@@ -243,6 +259,9 @@ func TestPatchAbsentStaysNullClears(t *testing.T) {
 		`{"camera":{"port":0}}`:              "body.camera.port",
 		`{"camera":{"port":"8554"}}`:         "body.camera.port",
 		`{"mode":"always"}`:                  "body.mode",
+		`{"pre_roll_s":61}`:                  "body.pre_roll_s",
+		`{"post_roll_s":0}`:                  "body.post_roll_s",
+		`{"schedule":7}`:                     "body.schedule",
 		`{"NAME":"y"}`:                       "body.NAME",
 		`{"camera":{"hots":"x"}}`:            "body.camera.hots",
 		`{"camera":{"templates":{"low":1}}}`: "body.camera.templates.low",
@@ -266,6 +285,15 @@ func show(p nvr.ChannelPatch) string {
 	}
 	if p.Mode != nil {
 		fmt.Fprintf(&b, "mode=%q ", *p.Mode)
+	}
+	if p.Schedule != nil {
+		fmt.Fprintf(&b, "schedule=%q ", *p.Schedule)
+	}
+	if p.PreRoll != nil {
+		fmt.Fprintf(&b, "pre=%d ", *p.PreRoll)
+	}
+	if p.PostRoll != nil {
+		fmt.Fprintf(&b, "post=%d ", *p.PostRoll)
 	}
 	if p.Camera != nil {
 		fmt.Fprintf(&b, "camera=%+v", *p.Camera)
@@ -338,5 +366,105 @@ func TestTimelineJSON(t *testing.T) {
 	a = r.call("GET", "/api/v1/channels/ch_1/recordings", "")
 	if want := `"recordings":[],"gaps":[],"pending":[]}`; !strings.Contains(string(a.body), want) {
 		t.Errorf("empty page: %s, want lists that are not null", a.body)
+	}
+}
+
+func TestStartAndStopPassEverythingOn(t *testing.T) {
+	for _, tc := range []struct {
+		path, body string
+		status     int
+		want       nvr.StartOptions
+		answer     string
+	}{
+		{"start", "", 202, nvr.StartOptions{}, `{"revision":7,"hub_online":true}`},
+		{"start", `{}`, 202, nvr.StartOptions{}, `{"revision":7,"hub_online":true}`},
+		{"start", `{"timeout_s":600,"when_offline":"queue"}`, 202, nvr.StartOptions{Timeout: 10 * time.Minute, Queue: true}, `{"revision":7,"hub_online":true}`},
+		{"start", `{"wait_s":30,"when_offline":"refuse"}`, 200, nvr.StartOptions{Wait: 30 * time.Second}, `{"revision":7,"hub_online":true,"state":"IN_SYNC","running":true,"recording":false,"stream":"starting"}`},
+		{"stop", "", 202, nvr.StartOptions{}, `{"revision":7,"hub_online":true}`},
+		{"stop", `{"wait_s":1,"when_offline":"queue"}`, 200, nvr.StartOptions{Wait: time.Second, Queue: true}, `{"revision":7,"hub_online":true,"state":"IN_SYNC","running":true,"recording":false,"stream":"starting"}`},
+	} {
+		r := newRig(t)
+		a := r.call("POST", "/api/v1/channels/ch_1/"+tc.path, tc.body)
+		if a.StatusCode != tc.status || r.nvr.order != tc.want || strings.TrimSpace(string(a.body)) != tc.answer {
+			t.Errorf("%s %s: %d %s with %+v, want %d %s with %+v", tc.path, tc.body, a.StatusCode, a.body, r.nvr.order, tc.status, tc.answer, tc.want)
+		}
+	}
+	for body, field := range map[string]string{
+		`{"timeout_s":-1}`:          "body.timeout_s",
+		`{"wait_s":31}`:             "body.wait_s",
+		`{"when_offline":"ignore"}`: "body.when_offline",
+	} {
+		p := wantProblem(t, newRig(t).call("POST", "/api/v1/channels/ch_1/start", body), 422)
+		if len(p.Errors) == 0 || p.Errors[0].Location != field {
+			t.Errorf("%s: errors %+v, want %s", body, p.Errors, field)
+		}
+	}
+	wantProblem(t, newRig(t).call("POST", "/api/v1/channels/ch_1/stop", `{"timeout_s":1}`), 422)
+}
+
+func TestCommandsPassEverythingOn(t *testing.T) {
+	r := newRig(t)
+	a := r.call("POST", "/api/v1/hubs/hub_1/commands", `{"kind":"event","channel_id":"ch_1","timeout_s":7,"pre_roll_s":0,"post_roll_s":60}`)
+	if c := r.nvr.command; a.StatusCode != 200 || c.Kind != wire.CommandEvent || c.Channel != "ch_1" || *c.PreRoll != 0 || *c.PostRoll != 60 || r.nvr.wait != 7*time.Second {
+		t.Errorf("%d, command %+v for %s", a.StatusCode, c, r.nvr.wait)
+	}
+	if want := `{"ok":true,"problem":"","result":{"findings":[]}}`; strings.TrimSpace(string(a.body)) != want {
+		t.Errorf("answer %s, want %s", a.body, want)
+	}
+	for body, field := range map[string]string{
+		`{"kind":"reboot"}`:                  "body.kind",
+		`{}`:                                 "body",
+		`{"kind":"doctor","timeout_s":0}`:    "body.timeout_s",
+		`{"kind":"doctor","timeout_s":121}`:  "body.timeout_s",
+		`{"kind":"event","post_roll_s":601}`: "body.post_roll_s",
+	} {
+		p := wantProblem(t, newRig(t).call("POST", "/api/v1/hubs/hub_1/commands", body), 422)
+		if len(p.Errors) == 0 || p.Errors[0].Location != field {
+			t.Errorf("%s: errors %+v, want %s", body, p.Errors, field)
+		}
+	}
+}
+
+func TestHubPatchAbsentStaysNullClears(t *testing.T) {
+	for body, want := range map[string]string{
+		`{}`:                         "- - -",
+		`{"name":"Cellar"}`:          `"Cellar" - -`,
+		`{"time_zone":"Asia/Tokyo"}`: `- "Asia/Tokyo" -`,
+		`{"time_zone":null}`:         `- "" -`,
+		`{"limits":{}}`:              "- - -",
+		`{"limits":null}`:            `- - ""`,
+		`{"limits":{"uplink":null}}`: `- - ""`,
+		`{"limits":{"uplink":"1M"}}`: `- - "1M"`,
+	} {
+		r := newRig(t)
+		if a := r.call("PATCH", "/api/v1/hubs/hub_1", body); a.StatusCode != 200 {
+			t.Errorf("%s: %d %s", body, a.StatusCode, a.body)
+		}
+		var got []string
+		for _, p := range []*string{r.nvr.hubPatch.Name, r.nvr.hubPatch.TimeZone, r.nvr.hubPatch.Uplink} {
+			if p == nil {
+				got = append(got, "-")
+			} else {
+				got = append(got, fmt.Sprintf("%q", *p))
+			}
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%s: %v, want %s", body, got, want)
+		}
+	}
+	for body, field := range map[string]string{`{"name":null}`: "body.name", `{"limits":{"downlink":"1M"}}`: "body.limits.downlink"} {
+		p := wantProblem(t, newRig(t).call("PATCH", "/api/v1/hubs/hub_1", body), 422)
+		if len(p.Errors) == 0 || p.Errors[0].Location != field {
+			t.Errorf("%s: errors %+v, want %s", body, p.Errors, field)
+		}
+	}
+}
+
+func TestLiveStartsUnlessToldNotTo(t *testing.T) {
+	for query, want := range map[string]bool{"": true, "?start=true": true, "?start=false": false} {
+		r := newRig(t)
+		if a := r.call("GET", "/api/v1/channels/ch_1/live"+query, ""); a.StatusCode != 200 || r.nvr.start != want {
+			t.Errorf("%q: %d, start %v, want %v", query, a.StatusCode, r.nvr.start, want)
+		}
 	}
 }

@@ -17,11 +17,18 @@ type Channel struct {
 	ID        vms.ChannelID `json:"id" example:"ch_6h2w9d4n8s1p0z7c" doc:"The channel's id."`
 	Name      string        `json:"name" example:"Front door" doc:"For people."`
 	HubID     vms.HubID     `json:"hub_id" example:"hub_3f9k2m8q0x7r5t1v" doc:"The hub that pulls the camera; empty if there is none."`
-	Mode      nvr.Mode      `json:"mode" enum:"on_demand,continuous" example:"continuous" doc:"on_demand records from a start to a stop; continuous whenever there is a hub."`
+	Mode      nvr.Mode      `json:"mode" enum:"on_demand,continuous,scheduled,event" example:"continuous" doc:"on_demand records from a start or the first viewer to a stop, the end of its time or the last viewer's leaving; continuous whenever there is a hub; scheduled when the schedule says so; event around events."`
+	Schedule  string        `json:"schedule" example:"mon-fri 08:00-18:00, sat sun" doc:"When mode scheduled records, in the hub's time zone; empty if there is none."`
+	PreRoll   int           `json:"pre_roll_s" example:"5" doc:"Seconds that mode event records before an event."`
+	PostRoll  int           `json:"post_roll_s" example:"30" doc:"Seconds that it records after the last one."`
 	Camera    Camera        `json:"camera" doc:"How the camera is reached."`
-	State     string        `json:"state" example:"streaming" doc:"idle, starting, streaming, buffering, no_camera, bad_camera, auth, refused or stopped; more may come."`
+	State     string        `json:"state" example:"streaming" doc:"idle, starting, streaming, buffering, no_camera, bad_camera, auth, refused, stopped, or waiting for its hours or an event; more may come."`
 	Problem   string        `json:"problem" example:"" doc:"A sentence for people, empty when all is well."`
-	Wanted    bool          `json:"wanted" doc:"The stream should run: it was started, or the mode is continuous."`
+	Wanted    bool          `json:"wanted" doc:"The stream should run when its mode says so: it was started, or records of itself and was not stopped."`
+	WantedBy  nvr.WantedBy  `json:"wanted_by" example:"request" doc:"Who wants a channel on demand to run: request or viewer; otherwise empty."`
+	Until     *Time         `json:"wanted_until,omitempty" doc:"When a channel on demand ends by itself; absent if it does not."`
+	Sync      string        `json:"sync_state,omitempty" example:"IN_SYNC" doc:"Whether its hub does what is wanted, as it reported last: SYNCING, IN_SYNC or FAILED; absent while it has not."`
+	Recording bool          `json:"recording" doc:"The hub says that it records now."`
 	Streaming bool          `json:"streaming" doc:"A worker receives the stream."`
 	Since     *Time         `json:"streaming_since,omitempty" doc:"Since when; absent while it does not."`
 	Worker    vms.WorkerID  `json:"worker" example:"worker_1" doc:"The worker that receives it; empty if none."`
@@ -50,18 +57,26 @@ type CameraRequest struct {
 
 // ChannelRequest makes a channel.
 type ChannelRequest struct {
-	Name   string        `json:"name" minLength:"1" maxLength:"100" example:"Front door" doc:"For people."`
-	HubID  vms.HubID     `json:"hub_id,omitempty" pattern:"^[a-z0-9_-]{0,64}$" example:"hub_3f9k2m8q0x7r5t1v" doc:"The hub that pulls the camera. Without one, streams start with a token only."`
-	Mode   nvr.Mode      `json:"mode,omitempty" enum:"on_demand,continuous" default:"on_demand" doc:"When it records."`
-	Camera CameraRequest `json:"camera" doc:"How the camera is reached."`
+	Name  string    `json:"name" minLength:"1" maxLength:"100" example:"Front door" doc:"For people."`
+	HubID vms.HubID `json:"hub_id,omitempty" pattern:"^[a-z0-9_-]{0,64}$" example:"hub_3f9k2m8q0x7r5t1v" doc:"The hub that pulls the camera. Without one, streams start with a token only."`
+	Mode  nvr.Mode  `json:"mode,omitempty" enum:"on_demand,continuous,scheduled,event" default:"on_demand" doc:"When it records."`
+	// The rules parse it; the limit is theirs.
+	Schedule string        `json:"schedule,omitempty" maxLength:"1000" example:"mon-fri 08:00-18:00, sat sun" doc:"Needed in mode scheduled: days (mon to sun, or a range of them) and hours, separated by commas, in the hub's time zone. Hours over midnight belong to the day on which they begin."`
+	PreRoll  *int          `json:"pre_roll_s,omitempty" minimum:"0" maximum:"60" example:"5" doc:"Seconds before an event, in mode event; 5 if absent."`
+	PostRoll *int          `json:"post_roll_s,omitempty" minimum:"1" maximum:"600" example:"30" doc:"Seconds after the last event; 30 if absent."`
+	Camera   CameraRequest `json:"camera" doc:"How the camera is reached."`
 }
 
 // ChannelChange changes a channel (RFC 7396): what is absent stays, null clears.
 type ChannelChange struct {
-	Name   Patch[string]       `json:"name,omitzero" nullable:"false" minLength:"1" maxLength:"100" example:"Back door" doc:"For people."`
-	HubID  Patch[vms.HubID]    `json:"hub_id,omitzero" pattern:"^[a-z0-9_-]{0,64}$" doc:"null: no hub."`
-	Mode   Patch[nvr.Mode]     `json:"mode,omitzero" nullable:"false" enum:"on_demand,continuous" example:"on_demand" doc:"When it records."`
-	Camera Patch[CameraChange] `json:"camera,omitzero" nullable:"false" doc:"How the camera is reached."`
+	Name  Patch[string]    `json:"name,omitzero" nullable:"false" minLength:"1" maxLength:"100" example:"Back door" doc:"For people."`
+	HubID Patch[vms.HubID] `json:"hub_id,omitzero" pattern:"^[a-z0-9_-]{0,64}$" doc:"null: no hub."`
+	Mode  Patch[nvr.Mode]  `json:"mode,omitzero" nullable:"false" enum:"on_demand,continuous,scheduled,event" example:"on_demand" doc:"When it records. A mode that records of itself begins to, also when the channel was stopped."`
+	// As in ChannelRequest.
+	Schedule Patch[string]       `json:"schedule,omitzero" maxLength:"1000" example:"22:00-06:00" doc:"null: none; not in mode scheduled."`
+	PreRoll  Patch[int]          `json:"pre_roll_s,omitzero" minimum:"0" maximum:"60" example:"10" doc:"null: 5."`
+	PostRoll Patch[int]          `json:"post_roll_s,omitzero" minimum:"1" maximum:"600" example:"60" doc:"null: 30."`
+	Camera   Patch[CameraChange] `json:"camera,omitzero" nullable:"false" doc:"How the camera is reached."`
 }
 
 // CameraChange changes the fields that are there. The stored password stays
@@ -94,13 +109,13 @@ func (s *server) addChannels() {
 	register(s, huma.Operation{
 		OperationID: "create-channel", Method: http.MethodPost, Path: base, Tags: tags,
 		Summary:     "Register a camera",
-		Description: "A channel of mode continuous begins to record as soon as its hub is there.",
+		Description: "A channel that records of itself, which is any mode but on_demand, does so as soon as its hub is there.",
 		RequestBody: withExample(ChannelRequest{
 			Name: "Front door", HubID: "hub_3f9k2m8q0x7r5t1v", Mode: nvr.ModeContinuous,
 			Camera: CameraRequest{Host: "192.168.1.20", Username: "viewer", Password: "correct horse"},
 		}),
 		DefaultStatus: http.StatusCreated,
-		Errors:        []int{http.StatusNotFound},
+		Errors:        []int{http.StatusNotFound, http.StatusConflict},
 	}, s.createChannel)
 	register(s, huma.Operation{
 		OperationID: "list-channels", Method: http.MethodGet, Path: base, Tags: tags,
@@ -137,7 +152,7 @@ func (s *server) addChannels() {
 func (s *server) createChannel(ctx context.Context, in *struct{ Body ChannelRequest }) (*channelOutput, error) {
 	b := in.Body
 	c, err := s.NVR.CreateChannel(ctx, account(ctx), nvr.ChannelSpec{
-		Name: b.Name, Hub: b.HubID, Mode: b.Mode,
+		Name: b.Name, Hub: b.HubID, Mode: b.Mode, Schedule: b.Schedule, PreRoll: b.PreRoll, PostRoll: b.PostRoll,
 		Camera: vms.Camera{
 			URL: b.Camera.URL, Host: b.Camera.Host, Port: b.Camera.Port,
 			Username: b.Camera.Username, Password: b.Camera.Password, Templates: b.Camera.Templates,
@@ -173,7 +188,10 @@ func (s *server) updateChannel(ctx context.Context, in *struct {
 	case b.Camera.Value.Password.Null:
 		return nil, invalid("body.camera.password", "cannot be cleared alone; clear username")
 	}
-	p := nvr.ChannelPatch{Name: b.Name.ptr(), Hub: b.HubID.ptr(), Mode: b.Mode.ptr()}
+	p := nvr.ChannelPatch{
+		Name: b.Name.ptr(), Hub: b.HubID.ptr(), Mode: b.Mode.ptr(), Schedule: b.Schedule.ptr(),
+		PreRoll: b.PreRoll.or(nvr.DefaultPreRoll), PostRoll: b.PostRoll.or(nvr.DefaultPostRoll),
+	}
 	if b.Camera.Sent {
 		// Two callers who change the camera of one channel at the same moment: the
 		// later one wins, whole.
@@ -227,9 +245,12 @@ func set[T any](dst *T, p Patch[T]) {
 
 func channelOf(c nvr.Channel) Channel {
 	return Channel{
-		ID: c.ID, Name: c.Name, HubID: c.Hub, Mode: c.Mode,
+		ID: c.ID, Name: c.Name, HubID: c.Hub,
+		Mode: c.Mode, Schedule: c.Schedule, PreRoll: c.PreRoll, PostRoll: c.PostRoll,
 		Camera: cameraOf(c.Camera, c.HasPassword),
-		State:  c.State, Problem: c.Problem, Wanted: c.Wanted,
+		State:  c.State, Problem: c.Problem,
+		Wanted: c.Wanted, WantedBy: c.WantedBy, Until: optionalTime(c.WantedUntil),
+		Sync: string(c.Sync), Recording: c.Recording,
 		Streaming: c.Streaming, Since: optionalTime(c.StreamingSince), Worker: c.Worker,
 		CreatedAt: Time{c.CreatedAt},
 	}

@@ -3,12 +3,14 @@ package api
 import (
 	"context"
 	"crypto/ed25519"
+	"encoding/json"
 	"sync"
 	"time"
 
 	"github.com/zipato/vms/cloud/nvr"
 	"github.com/zipato/vms/pkg/token"
 	"github.com/zipato/vms/pkg/vms"
+	"github.com/zipato/vms/pkg/wire"
 )
 
 // at has more than milliseconds, which no answer may show.
@@ -25,8 +27,15 @@ type fakeNVR struct {
 	spec    nvr.ChannelSpec
 	patch   nvr.ChannelPatch
 	query   nvr.RecordingQuery
+	order   nvr.StartOptions
+	start   bool // of Live
+	command wire.Command
+	wait    time.Duration // for it
 	accts   []vms.AccountID
-	events  chan nvr.Event
+
+	hubPatch nvr.HubPatch
+
+	events chan nvr.Event
 	// unsubscribed is closed when a subscription's context has ended.
 	unsubscribed chan struct{}
 }
@@ -36,6 +45,7 @@ func newFakeNVR() *fakeNVR {
 		channel: nvr.Channel{
 			ID: "ch_1", Account: "demo", Name: "Front door", Hub: "hub_1", Mode: nvr.ModeContinuous, CreatedAt: at,
 			Camera: vms.Camera{URL: "rtsp://192.0.2.4/s", Username: "viewer"}, HasPassword: true,
+			Schedule: "mon", PreRoll: 5, PostRoll: 30, Wanted: true, WantedUntil: at, Sync: wire.InSync, Recording: true,
 			State: "streaming", Streaming: true, StreamingSince: at, Worker: "worker_1",
 		},
 		page: nvr.Page{
@@ -72,7 +82,11 @@ func (f *fakeNVR) fail(err error) {
 }
 
 func (f *fakeNVR) hub() nvr.Hub {
-	return nvr.Hub{ID: "hub_1", Account: "demo", Name: "Villa", CreatedAt: at, EnrolledAt: at, Online: true}
+	return nvr.Hub{
+		ID: "hub_1", Account: "demo", Name: "Villa", CreatedAt: at, EnrolledAt: at, Online: true, MQTT: true,
+		TimeZone: "Europe/Zagreb", Limits: wire.HubLimits{Uplink: "1M"}, Revision: 7,
+		Reported: &wire.Reported{Hub: "hub_1", Boot: "b", Online: true, Serial: 3, Agent: "vms-agent 1", At: at, Revision: 6, State: wire.Syncing, Clock: &wire.ReportedClock{ErrorMS: 40, Source: "nvr"}},
+	}
 }
 
 func (f *fakeNVR) CreateHub(_ context.Context, acct vms.AccountID, name string) (nvr.Hub, string, time.Time, error) {
@@ -131,12 +145,37 @@ func (f *fakeNVR) StreamToken(_ context.Context, acct vms.AccountID, _ vms.Chann
 	return nvr.StreamToken{Token: "t", NVRURL: "ws://127.0.0.1:8080/session/v1", SID: "sid_1", ExpiresAt: at}, f.asked(acct)
 }
 
-func (f *fakeNVR) StartChannel(_ context.Context, acct vms.AccountID, _ vms.ChannelID, _ time.Duration) error {
-	return f.asked(acct)
+func (f *fakeNVR) StartChannel(_ context.Context, acct vms.AccountID, _ vms.ChannelID, o nvr.StartOptions) (nvr.StartResult, error) {
+	return f.ordered(acct, o)
 }
 
-func (f *fakeNVR) StopChannel(_ context.Context, acct vms.AccountID, _ vms.ChannelID, _ time.Duration) error {
-	return f.asked(acct)
+func (f *fakeNVR) StopChannel(_ context.Context, acct vms.AccountID, _ vms.ChannelID, o nvr.StartOptions) (nvr.StartResult, error) {
+	return f.ordered(acct, o)
+}
+
+func (f *fakeNVR) ordered(acct vms.AccountID, o nvr.StartOptions) (nvr.StartResult, error) {
+	f.mu.Lock()
+	f.order = o
+	f.mu.Unlock()
+	r := nvr.StartResult{Revision: 7, HubOnline: true}
+	if o.Wait > 0 {
+		r.Report = &wire.ReportedItem{Channel: "ch_1", State: wire.InSync, Running: true, Stream: wire.StateStarting}
+	}
+	return r, f.asked(acct)
+}
+
+func (f *fakeNVR) UpdateHub(_ context.Context, acct vms.AccountID, _ vms.HubID, p nvr.HubPatch) (nvr.Hub, error) {
+	f.mu.Lock()
+	f.hubPatch = p
+	f.mu.Unlock()
+	return f.hub(), f.asked(acct)
+}
+
+func (f *fakeNVR) Command(_ context.Context, acct vms.AccountID, _ vms.HubID, c wire.Command, wait time.Duration) (wire.CommandReply, error) {
+	f.mu.Lock()
+	f.command, f.wait = c, wait
+	f.mu.Unlock()
+	return wire.CommandReply{ID: "cmd_1", OK: true, Result: json.RawMessage(`{"findings":[]}`)}, f.asked(acct)
 }
 
 func (f *fakeNVR) Recordings(_ context.Context, acct vms.AccountID, _ vms.ChannelID, q nvr.RecordingQuery) (nvr.Page, error) {
@@ -146,7 +185,10 @@ func (f *fakeNVR) Recordings(_ context.Context, acct vms.AccountID, _ vms.Channe
 	return f.page, f.asked(acct)
 }
 
-func (f *fakeNVR) Live(_ context.Context, acct vms.AccountID, _ vms.ChannelID) (nvr.LiveURLs, error) {
+func (f *fakeNVR) Live(_ context.Context, acct vms.AccountID, _ vms.ChannelID, start bool) (nvr.LiveURLs, error) {
+	f.mu.Lock()
+	f.start = start
+	f.mu.Unlock()
 	return nvr.LiveURLs{MSE: "ws://127.0.0.1:8080/live/v1/mse?ticket=x", ExpiresAt: at}, f.asked(acct)
 }
 

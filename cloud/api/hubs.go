@@ -15,11 +15,50 @@ import (
 
 // Hub is a device that runs the agent.
 type Hub struct {
-	ID         vms.HubID `json:"id" example:"hub_3f9k2m8q0x7r5t1v" doc:"The hub's id."`
-	Name       string    `json:"name" example:"Villa" doc:"For people."`
-	Online     bool      `json:"online" doc:"Its control line is up."`
-	CreatedAt  Time      `json:"created_at" doc:"When it was registered."`
-	EnrolledAt *Time     `json:"enrolled_at,omitempty" doc:"When the device brought its key; absent until then."`
+	ID       vms.HubID `json:"id" example:"hub_3f9k2m8q0x7r5t1v" doc:"The hub's id."`
+	Name     string    `json:"name" example:"Villa" doc:"For people."`
+	Online   bool      `json:"online" doc:"It can be told something now, over MQTT or its control line."`
+	MQTT     bool      `json:"mqtt" doc:"It is connected to the MQTT broker."`
+	TimeZone string    `json:"time_zone" example:"Europe/Zagreb" doc:"The IANA name of the zone that its schedules are in; empty: UTC."`
+	Limits   HubLimits `json:"limits" doc:"Limits of the hub as a whole."`
+	Revision int64     `json:"revision" example:"1795345200123" doc:"Of what it should do now: it rises with every change. 0: it was never told anything."`
+	// Reported is from memory: after a restart it is absent until the hub has spoken.
+	Reported   *HubReport `json:"reported,omitempty" doc:"What it said of itself last; absent if nothing was heard of it."`
+	CreatedAt  Time       `json:"created_at" doc:"When it was registered."`
+	EnrolledAt *Time      `json:"enrolled_at,omitempty" doc:"When the device brought its key; absent until then."`
+}
+
+// HubLimits are limits of a hub as a whole.
+type HubLimits struct {
+	Uplink string `json:"uplink" example:"mon-fri 08:00-18:00=1M, none" doc:"How many bit/s it may send, and when, in its time zone; empty: what its agent was started with."`
+}
+
+// HubReport is what a hub said of itself.
+type HubReport struct {
+	Revision int64     `json:"revision" doc:"Of what it does, or tries to; 0: it was not told anything yet."`
+	State    string    `json:"state,omitempty" example:"IN_SYNC" doc:"SYNCING, IN_SYNC or FAILED; more may come."`
+	Problem  string    `json:"problem,omitempty" doc:"Why it refuses what it was told as a whole, a sentence for people."`
+	At       *Time     `json:"at,omitempty" doc:"When, by its clock."`
+	Agent    string    `json:"agent,omitempty" example:"vms-agent 1.4.0" doc:"Name and version of its agent."`
+	Clock    *HubClock `json:"clock,omitempty" doc:"How well it knows the time."`
+}
+
+// HubClock is how well a hub knows the time.
+type HubClock struct {
+	ErrorMS int64  `json:"error_ms" example:"40" doc:"Its clock is wrong by at most so many milliseconds; less than 0: nobody has told it the time yet."`
+	Source  string `json:"source" example:"nvr" doc:"Who told it last: nvr, sntp, rtc or none."`
+}
+
+// HubChange changes a hub (RFC 7396): what is absent stays, null clears.
+type HubChange struct {
+	Name     Patch[string]          `json:"name,omitzero" nullable:"false" minLength:"1" maxLength:"100" example:"Villa" doc:"For people."`
+	TimeZone Patch[string]          `json:"time_zone,omitzero" maxLength:"64" example:"Europe/Zagreb" doc:"An IANA name; null: UTC. Schedules are in it from now on."`
+	Limits   Patch[HubLimitsChange] `json:"limits,omitzero" doc:"null: none."`
+}
+
+// HubLimitsChange changes the limits that are there.
+type HubLimitsChange struct {
+	Uplink Patch[string] `json:"uplink,omitzero" maxLength:"1000" example:"mon-fri 08:00-18:00=1M, none" doc:"Rules of days, hours and bit/s (k, M, or none), separated by commas; the first that matches holds. null: what its agent was started with."`
 }
 
 // HubRequest registers a hub.
@@ -83,6 +122,16 @@ func (s *server) addHubs() {
 		return &struct{ Body Hub }{hubOf(h)}, err
 	})
 	register(s, huma.Operation{
+		OperationID: "update-hub", Method: http.MethodPatch, Path: base + "/{id}", Tags: tags,
+		Summary:     "Change a hub",
+		Description: "A JSON merge patch (RFC 7396): what is absent stays as it is, null clears it. The hub learns of it at once, or when it comes back.",
+		RequestBody: withExample(HubChange{
+			TimeZone: Patch[string]{Sent: true, Value: "Europe/Zagreb"},
+			Limits:   Patch[HubLimitsChange]{Sent: true, Value: HubLimitsChange{Uplink: Patch[string]{Sent: true, Value: "mon-fri 08:00-18:00=1M, none"}}},
+		}),
+		Errors: []int{http.StatusNotFound},
+	}, s.updateHub)
+	register(s, huma.Operation{
 		OperationID: "revoke-hub", Method: http.MethodDelete, Path: base + "/{id}", Tags: tags,
 		Summary:     "Revoke a hub",
 		Description: "Its key opens nothing any more, and its streams end. This cannot be taken back; the device can enrol as a new hub.",
@@ -121,6 +170,22 @@ func (s *server) listHubs(ctx context.Context, in *ListQuery) (*struct{ Body Hub
 	return &struct{ Body HubPage }{page}, nil
 }
 
+func (s *server) updateHub(ctx context.Context, in *struct {
+	HubPath
+	Body HubChange
+}) (*struct{ Body Hub }, error) {
+	b := in.Body
+	if b.Name.Null {
+		return nil, invalid("body.name", "cannot be cleared")
+	}
+	p := nvr.HubPatch{Name: b.Name.ptr(), TimeZone: b.TimeZone.ptr(), Uplink: b.Limits.Value.Uplink.ptr()}
+	if b.Limits.Null {
+		p.Uplink = new(string)
+	}
+	h, err := s.NVR.UpdateHub(ctx, account(ctx), in.ID, p)
+	return &struct{ Body Hub }{hubOf(h)}, err
+}
+
 func (s *server) enroll(ctx context.Context, in *struct{ Body EnrolRequest }) (*struct{ Body Enrolment }, error) {
 	key, err := base64.RawURLEncoding.Strict().DecodeString(in.Body.PublicKey)
 	if err != nil || len(key) != ed25519.PublicKeySize {
@@ -134,8 +199,16 @@ func (s *server) enroll(ctx context.Context, in *struct{ Body EnrolRequest }) (*
 }
 
 func hubOf(h nvr.Hub) Hub {
-	return Hub{
-		ID: h.ID, Name: h.Name, Online: h.Online,
+	out := Hub{
+		ID: h.ID, Name: h.Name, Online: h.Online, MQTT: h.MQTT,
+		TimeZone: h.TimeZone, Limits: HubLimits{Uplink: h.Limits.Uplink}, Revision: h.Revision,
 		CreatedAt: Time{h.CreatedAt}, EnrolledAt: optionalTime(h.EnrolledAt),
 	}
+	if r := h.Reported; r != nil {
+		out.Reported = &HubReport{Revision: r.Revision, State: string(r.State), Problem: r.Problem, At: optionalTime(r.At), Agent: r.Agent}
+		if r.Clock != nil {
+			out.Reported.Clock = &HubClock{ErrorMS: r.Clock.ErrorMS, Source: r.Clock.Source}
+		}
+	}
+	return out
 }

@@ -43,6 +43,14 @@ func (Patch[T]) Schema(r huma.Registry) *huma.Schema {
 	return &s
 }
 
+// or is ptr for a field that is cleared to a default.
+func (p Patch[T]) or(def T) *T {
+	if p.Null {
+		return &def
+	}
+	return p.ptr()
+}
+
 // ptr returns what a patch asks for: nil for "unchanged", the zero value for "cleared".
 func (p Patch[T]) ptr() *T {
 	if !p.Sent {

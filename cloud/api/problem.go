@@ -39,6 +39,8 @@ const (
 	typeMediaType   = problem.TypePrefix + "unsupported-media-type"
 	typeRateLimited = problem.TypePrefix + "rate-limited"
 	typeTimeout     = problem.TypePrefix + "timeout"
+	// typeStarting is an "unavailable" that soon ends.
+	typeStarting = problem.TypePrefix + "starting"
 )
 
 // Error makes a Problem what a huma handler returns.

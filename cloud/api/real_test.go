@@ -14,11 +14,13 @@ import (
 	"sync"
 	"testing"
 	"time"
+	_ "time/tzdata" // the zones must be there, whatever machine this runs on
 
 	"github.com/zipato/vms/cloud/api"
 	"github.com/zipato/vms/cloud/auth"
 	"github.com/zipato/vms/cloud/nvr"
 	"github.com/zipato/vms/cloud/store"
+	"github.com/zipato/vms/pkg/seal"
 	"github.com/zipato/vms/pkg/token"
 	"github.com/zipato/vms/pkg/vms"
 	"github.com/zipato/vms/pkg/vmstest"
@@ -41,26 +43,78 @@ func (objects) PresignGet(_ context.Context, key string, expiry time.Duration, _
 	return "http://127.0.0.1:9000/vms/" + key + "?X-Amz-Signature=x", time.Now().Add(expiry), nil
 }
 
-// hub is a hub's control line that answers yes, or not at all.
-type hub struct {
-	mu     sync.Mutex
-	silent bool
-	got    []wire.SessionMessage
+func (objects) PresignPut(_ context.Context, key string, expiry time.Duration, _ string) (string, time.Time, error) {
+	return "http://127.0.0.1:9000/vms/" + key + "?X-Amz-Signature=put", time.Now().Add(expiry), nil
 }
 
-func (h *hub) Command(ctx context.Context, m wire.SessionMessage) (wire.Reply, error) {
+// hub is a hub on its control line: it does at once what it is told, refuses, or
+// says nothing at all.
+type hub struct {
+	t       *testing.T
+	nvr     *nvr.NVR
+	session nvr.Session
+	key     ed25519.PrivateKey
+
+	mu      sync.Mutex
+	silent  bool
+	refuses bool
+	serial  int64
+	cameras map[vms.ChannelID]vms.Camera // of the streams that run
+}
+
+func (h *hub) Send(m wire.SessionMessage) {
 	h.mu.Lock()
-	h.got = append(h.got, m)
-	silent := h.silent
-	h.mu.Unlock()
-	if silent {
-		<-ctx.Done()
-		return wire.Reply{}, ctx.Err()
+	defer h.mu.Unlock()
+	if h.silent {
+		return
 	}
-	return wire.Reply{OK: true}, nil
+	switch m := m.(type) {
+	case *wire.Desired:
+		h.nvr.HubReported(context.Background(), h.session, h.obey(m))
+	case *wire.Command:
+		h.nvr.CommandReplied(&wire.CommandReply{ID: m.ID, OK: true, Result: json.RawMessage(`{"bytes":7}`)}, h.session.Hub)
+	}
+}
+
+func (h *hub) obey(d *wire.Desired) *wire.Reported {
+	h.serial++
+	r := &wire.Reported{Hub: d.Hub, Boot: "boot_1", Online: true, Serial: h.serial, At: time.Now(), Agent: "test", Revision: d.Revision, State: wire.InSync}
+	h.cameras = make(map[vms.ChannelID]vms.Camera)
+	for _, s := range d.Streams {
+		item := wire.ReportedItem{Channel: s.Channel, SID: s.SID, Origin: wire.OriginCloud, Mode: s.Mode, State: wire.InSync}
+		plain, err := seal.Open(h.key, "camera/"+string(s.Channel), s.Camera)
+		var cam vms.Camera
+		if err == nil {
+			err = json.Unmarshal(plain, &cam)
+		}
+		if err != nil {
+			h.t.Errorf("camera of channel %s: %v", s.Channel, err)
+		}
+		switch {
+		case s.Active && h.refuses:
+			r.State, item.State, item.Problem = wire.Failed, wire.Failed, "no room for another camera"
+		case s.Active:
+			h.cameras[s.Channel] = cam
+			item.Running, item.Recording, item.Stream = true, true, wire.StateStarting
+		}
+		r.Streams = append(r.Streams, item)
+	}
+	return r
 }
 
 func (*hub) Revoke(string) {}
+
+func (h *hub) set(silent, refuses bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.silent, h.refuses = silent, refuses
+}
+
+func (h *hub) running() map[vms.ChannelID]vms.Camera {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.cameras
+}
 
 // cloud is the API on the real rules.
 type cloud struct {
@@ -87,7 +141,7 @@ func newCloud(t *testing.T) *cloud {
 	}
 	n, err := nvr.New(nvr.Config{
 		Store: st, Objects: objects{}, Tokens: signer, SecretKey: make([]byte, 32),
-		NVRURL: "ws://127.0.0.1:8080/session/v1", Log: vmstest.Log(t), CommandTimeout: 200 * time.Millisecond,
+		NVRURL: "ws://127.0.0.1:8080/session/v1", Log: vmstest.Log(t),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -97,7 +151,14 @@ func newCloud(t *testing.T) *cloud {
 		t.Fatal(err)
 	}
 	srv := httptest.NewServer(api.New(api.Config{NVR: n, Auth: a, Log: vmstest.Log(t)}))
-	t.Cleanup(srv.Close)
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- n.Run(ctx) }()
+	t.Cleanup(func() {
+		srv.Close()
+		stop()
+		<-done
+	})
 	return &cloud{t, n, srv}
 }
 
@@ -133,7 +194,7 @@ func TestFromHubToRecording(t *testing.T) {
 	c := newCloud(t)
 	created := c.call("POST", "/api/v1/hubs", `{"name":"Villa"}`, 201)
 	hubID := created["id"].(string)
-	pub, _, err := ed25519.GenerateKey(nil)
+	pub, key, err := ed25519.GenerateKey(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,28 +218,76 @@ func TestFromHubToRecording(t *testing.T) {
 		t.Errorf("channel %v", ch)
 	}
 
-	p := c.call("POST", path+"/start", "", 409)
-	if !strings.Contains(p["detail"].(string), "offline") {
-		t.Errorf("409 without the cause: %v", p)
+	for _, body := range []string{"", `{"wait_s":1,"when_offline":"refuse"}`} {
+		p := c.call("POST", path+"/start", body, 409)
+		if !strings.Contains(p["detail"].(string), "offline") {
+			t.Errorf("409 without the cause: %v", p)
+		}
 	}
+	if got := c.call("GET", path, "", 200); got["wanted"] != false {
+		t.Errorf("a start that was refused changed the channel: %v", got)
+	}
+	c.call("POST", "/api/v1/hubs/"+hubID+"/commands", `{"kind":"doctor"}`, 409)
 	events := c.follow()
-	h := &hub{}
 	session := nvr.Session{Account: "demo", Hub: vms.HubID(hubID)}
-	c.nvr.HubConnected(session, h)
+	h := &hub{t: t, nvr: c.nvr, session: session, key: key}
+	chID := vms.ChannelID(ch["id"].(string))
+	c.nvr.HubConnected(session, "boot_1", h)
 	if e := <-events; e != "hub_online" {
 		t.Errorf("event %q, want hub_online", e)
 	}
-	c.call("POST", path+"/start", "", 202)
-	h.mu.Lock()
-	start, ok := h.got[0].(*wire.Start)
-	h.silent = true
-	h.mu.Unlock()
-	if !ok || start.Camera.Password != "hunter2" || string(start.Channel) != ch["id"] {
-		t.Errorf("the hub got %+v", start)
+	h.set(false, true)
+	p := c.call("POST", path+"/start", `{"wait_s":20}`, 409)
+	if !strings.Contains(p["detail"].(string), "no room for another camera") {
+		t.Errorf("409 without the hub's reason: %v", p)
 	}
-	if p := c.call("POST", path+"/stop", "", 504); p["detail"] != "The hub did not answer in time." {
+	h.set(false, false)
+	c.call("POST", path+"/stop", `{"wait_s":20}`, 200)
+	order := c.call("POST", path+"/start", `{"timeout_s":3600,"wait_s":20}`, 200)
+	if order["state"] != "IN_SYNC" || order["running"] != true || order["hub_online"] != true || order["stream"] != "starting" {
+		t.Errorf("order %v", order)
+	}
+	if cam := h.running()[chID]; cam.Password != "hunter2" || cam.URL != "rtsp://viewer:hunter2@192.0.2.4/s" {
+		t.Errorf("the hub pulls %+v", cam)
+	}
+	got := c.call("GET", path, "", 200)
+	if got["wanted"] != true || got["wanted_by"] != "request" || got["wanted_until"] == nil || got["sync_state"] != "IN_SYNC" || got["recording"] != true {
+		t.Errorf("started channel %v", got)
+	}
+	hubNow := c.call("GET", "/api/v1/hubs/"+hubID, "", 200)
+	if rep := hubNow["reported"].(map[string]any); rep["revision"] != hubNow["revision"] || rep["revision"] != order["revision"] || rep["agent"] != "test" || hubNow["mqtt"] != false || hubNow["online"] != true {
+		t.Errorf("hub %v after order %v", hubNow, order)
+	}
+	h.set(true, false)
+	if p := c.call("POST", path+"/stop", `{"wait_s":1}`, 504); p["detail"] != "The hub did not answer in time. The order stands: the hub obeys it when it hears of it." {
 		t.Errorf("504 without the cause: %v", p)
 	}
+	if p := c.call("POST", "/api/v1/hubs/"+hubID+"/commands", `{"kind":"event","timeout_s":1}`, 504); p["detail"] != "The hub did not answer in time. Whether it obeyed is not known." {
+		t.Errorf("504 without the cause: %v", p)
+	}
+	h.set(false, false)
+	c.call("POST", path+"/start", "", 202)
+
+	answer := c.call("POST", "/api/v1/hubs/"+hubID+"/commands", `{"kind":"snapshot","channel_id":"`+string(chID)+`"}`, 200)
+	if r := answer["result"].(map[string]any); answer["ok"] != true || r["bytes"] != 7.0 || r["url_expires_at"] == nil || !strings.HasPrefix(r["url"].(string), "http://127.0.0.1:9000/vms/snapshots/"+string(chID)+"/") {
+		t.Errorf("snapshot %v", answer)
+	}
+	c.call("POST", "/api/v1/hubs/"+hubID+"/commands", `{"kind":"snapshot"}`, 422)
+	c.call("POST", "/api/v1/hubs/"+hubID+"/commands", `{"kind":"restart-stream","channel_id":"ch_none"}`, 422)
+	c.call("POST", "/api/v1/hubs/hub_none/commands", `{"kind":"doctor"}`, 404)
+
+	changed := c.call("PATCH", "/api/v1/hubs/"+hubID, `{"time_zone":"Europe/Zagreb","limits":{"uplink":"mon-fri 08:00-18:00=1M, none"}}`, 200)
+	if changed["time_zone"] != "Europe/Zagreb" || changed["limits"].(map[string]any)["uplink"] != "mon-fri 08:00-18:00=1M, none" || changed["revision"].(float64) <= order["revision"].(float64) {
+		t.Errorf("changed hub %v", changed)
+	}
+	c.call("PATCH", "/api/v1/hubs/"+hubID, `{"time_zone":"Europe/Atlantis"}`, 422)
+	c.call("PATCH", "/api/v1/hubs/"+hubID, `{"limits":{"uplink":"fast"}}`, 422)
+	c.call("PATCH", path, `{"mode":"scheduled"}`, 422)
+	c.call("PATCH", path, `{"mode":"scheduled","schedule":"mon-fry"}`, 422)
+	if got := c.call("PATCH", path, `{"mode":"scheduled","schedule":"mon-fri 08:00-18:00"}`, 200); got["schedule"] != "mon-fri 08:00-18:00" || got["wanted_by"] != "" {
+		t.Errorf("scheduled channel %v", got)
+	}
+	c.call("PATCH", path, `{"mode":"event","pre_roll_s":10,"schedule":null}`, 200)
 
 	c.call("GET", path+"/live", "", 503)
 	tok := c.call("POST", path+"/token", "", 201)
@@ -190,7 +299,7 @@ func TestFromHubToRecording(t *testing.T) {
 	for i := range 3 {
 		at := startAt.Add(time.Duration(i) * 10 * time.Second)
 		r := vms.Recording{
-			Channel: start.Channel, Key: vms.RecordingKey(start.Channel, at, uint32(i)), Number: uint32(i),
+			Channel: chID, Key: vms.RecordingKey(chID, at, uint32(i)), Number: uint32(i),
 			Chunks: vms.ChunkRange{Epoch: 1, First: uint64(i)*50 + 1, Last: uint64(i)*50 + 50},
 			Start:  at, End: at.Add(10 * time.Second), Media: 10 * time.Second, Bytes: 1000, HeadLen: 100, InitLen: 50, Codecs: "avc1.64001f",
 		}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
@@ -166,13 +167,21 @@ func (s *server) deadline(ctx huma.Context, next func(huma.Context)) {
 		next(ctx)
 		return
 	}
-	c, cancel := context.WithTimeout(ctx.Context(), requestTimeout)
+	within := requestTimeout
+	if d, ok := ctx.Operation().Metadata[patience].(time.Duration); ok {
+		within += d
+	}
+	c, cancel := context.WithTimeout(ctx.Context(), within)
 	defer cancel()
 	next(huma.WithContext(ctx, c))
 }
 
-// streaming marks an operation whose answer has no end of its own.
-const streaming = "streaming"
+// streaming marks an operation whose answer has no end of its own; patience says
+// for how long another one may wait for a hub beside its work, a time.Duration.
+const (
+	streaming = "streaming"
+	patience  = "patience"
+)
 
 // limited returns a middleware that bounds the calls of one client.
 func limited(l *limiter) func(huma.Context, func(huma.Context)) {

@@ -26,8 +26,8 @@ var routes = []struct {
 	{"PATCH", "/api/v1/channels/{id}", `{"name":"y"}`, 200, false},
 	{"DELETE", "/api/v1/channels/{id}", "", 204, false},
 	{"POST", "/api/v1/channels/{id}/token", "", 201, false},
-	{"POST", "/api/v1/channels/{id}/start", "", 202, false},
-	{"POST", "/api/v1/channels/{id}/stop", "", 202, false},
+	{"POST", "/api/v1/channels/{id}/start", `{"timeout_s":60}`, 202, false},
+	{"POST", "/api/v1/channels/{id}/stop", `{"wait_s":5}`, 200, false},
 	{"GET", "/api/v1/channels/{id}/recordings", "", 200, false},
 	{"GET", "/api/v1/channels/{id}/live", "", 200, false},
 	{"POST", "/api/v1/hubs", `{"name":"Villa"}`, 201, false},
@@ -40,6 +40,8 @@ var routes = []struct {
 	{"DELETE", "/api/v1/login", "", 204, true},
 	{"GET", "/api/v1/me", "", 200, false},
 	{"POST", "/api/v1/login-codes", "", 201, false},
+	{"PATCH", "/api/v1/hubs/{id}", `{"time_zone":"Europe/Zagreb","limits":{"uplink":"1M"}}`, 200, false},
+	{"POST", "/api/v1/hubs/{id}/commands", `{"kind":"doctor"}`, 200, false},
 }
 
 var anyTime = regexp.MustCompile(`"\d{4}-\d\d-\d\dT[^"]*"`)

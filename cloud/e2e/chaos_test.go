@@ -32,6 +32,7 @@ func TestChaos(t *testing.T) {
 		{"fifo_bottleneck", chaosBottleneck},
 		{"agent_killed", chaosAgentKilled},
 		{"agent_ended_offline", chaosAgentEnded},
+		{"agent_ended_half_open", chaosAgentEndedHalfOpen},
 		{"two_agents", chaosTwoAgents},
 		{"spool_truncated", chaosSpoolTruncated},
 		{"spool_bit_flipped", chaosSpoolFlipped},

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/zipato/vms/agent/spool"
 	"github.com/zipato/vms/pkg/vms"
 )
 
@@ -54,7 +55,7 @@ func chaosAgentEnded(t *testing.T) *audit {
 	r.link.Cut()
 	r.lasts(span(time.Minute, 8*time.Second))
 	r.quiet() // what the camera sends while the agent ends would be a matter of luck
-	r.endAgent(6 * time.Second)
+	r.endAgent()
 	r.lasts(span(20*time.Second, 2*time.Second))
 	r.agent.start()
 	r.cam.Thaw()
@@ -67,6 +68,57 @@ func chaosAgentEnded(t *testing.T) *audit {
 		t.Errorf("%d units are missing, want none", a.declared)
 	}
 	return a
+}
+
+// chaosAgentEndedHalfOpen: the hub is shut down in order while packets vanish
+// and nobody is told: at first it does not know yet, then it has tried again for
+// long. It ends in time, with all that is not durable on flash.
+func chaosAgentEndedHalfOpen(t *testing.T) *audit {
+	r := newRig(t, rigOptions{size: "640x360"})
+	for _, stalled := range []time.Duration{2 * time.Second, span(2*time.Minute, 20*time.Second)} {
+		r.lasts(3 * time.Second)
+		r.link.Stall()
+		r.lasts(stalled)
+		r.quiet()
+		held, ok := r.peek()
+		if !ok || held.HeldChunks == 0 {
+			t.Errorf("the agent holds nothing: %+v", held)
+		}
+		r.endAgent()
+		if n := r.chunksOnFlash(); n < held.HeldChunks {
+			t.Errorf("%d chunks are on flash, of %d that were not durable", n, held.HeldChunks)
+		}
+		r.link.CutOnce() // what was under way never arrives
+		r.link.Resume()
+		r.agent.start()
+		r.cam.Thaw()
+		r.flows()
+	}
+	r.lasts(3 * time.Second)
+	a := r.finish(time.Minute, []vms.Cause{vms.CauseAgentRestarted})
+	if a.declared > 0 {
+		t.Errorf("%d units are missing, want none", a.declared)
+	}
+	return a
+}
+
+// chunksOnFlash reads how many chunks an agent that has ended left behind.
+func (r *rig) chunksOnFlash() int {
+	r.t.Helper()
+	if _, err := os.Stat(r.spoolDir()); os.IsNotExist(err) {
+		return 0
+	}
+	dir := r.t.TempDir() // opening files of the spool may change them
+	if err := os.CopyFS(dir, os.DirFS(r.spoolDir())); err != nil {
+		r.t.Fatal(err)
+	}
+	private(r.t, dir)
+	store, err := spool.Open(spool.Config{RAM: 1 << 20, Dir: dir})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer store.Close()
+	return store.Spool(r.ch).Stats().Chunks
 }
 
 // chaosTwoAgents: a copy of the hub's disk runs elsewhere. It is refused, and
@@ -105,7 +157,7 @@ func chaosTwoAgents(t *testing.T) *audit {
 }
 
 // private gives a copy of the hub's directory the rights of the original.
-func private(t *testing.T, dir string) {
+func private(t testing.TB, dir string) {
 	t.Helper()
 	err := filepath.Walk(dir, func(path string, info os.FileInfo, err error) error {
 		if err != nil {

@@ -25,7 +25,7 @@ func TestFirstLight(t *testing.T) {
 	}
 	data := t.TempDir()
 	env := []string{
-		"VMS_DATA=" + data, "VMS_LISTEN=" + freePort(t), "VMS_S3_LISTEN=" + freePort(t),
+		"VMS_DATA=" + data, "VMS_LISTEN=" + freePort(t), "VMS_S3_LISTEN=" + freePort(t), "VMS_MQTT_LISTEN=" + freePort(t),
 		"VMS_AGENT_LISTEN=" + freePort(t), "VMS_DEMO_CAMERA_LISTEN=" + freePort(t), "CAMERA=",
 	}
 	began := time.Now()

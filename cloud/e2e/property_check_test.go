@@ -150,7 +150,8 @@ func (w *world) heal() bool {
 		close(w.stopCams)
 		return false
 	}
-	w.pause(2 * time.Minute)
+	// Of a GOP whose keyframe was refused nothing can be taken.
+	w.pause(2*time.Minute + time.Duration(slices.Max(w.gops))*w.chunk)
 	for _, s := range w.hub.boot.streams {
 		s.mu.Lock()
 		received, up := s.received, s.liveUp
@@ -160,7 +161,7 @@ func (w *world) heal() bool {
 		newest, away := cam.lastEnd, cam.awayFor > 0 || cam.away != nil
 		cam.mu.Unlock()
 		if !away && (!up || newest.Sub(received) > 15*time.Second) {
-			w.violation("two minutes after all is well, live of %s is up: %v, and brings %v of %v", s.ch, up, received.Format("04:05"), newest.Format("04:05"))
+			w.violation("minutes after all is well, live of %s is up: %v, and brings %v of %v", s.ch, up, received.Format("04:05"), newest.Format("04:05"))
 		}
 	}
 	for _, c := range w.cameras {
@@ -307,7 +308,7 @@ func (w *world) checkTimeline(n *nvr.NVR, c *simCamera, last bool) {
 		w.violation("%s: nothing covers %v to %v, the end", where, at.Format("04:05.000"), to.Format("04:05.000"))
 	}
 	w.checkChunks(c, all, byChunk, page.Gaps, where)
-	w.checkWholes(c, all, byChunk, where)
+	w.checkWholes(c, all, last, where)
 }
 
 // lostBetween reports whether all chunks between two times, if there are any,
@@ -361,33 +362,74 @@ func (w *world) checkChunks(c *simCamera, all []*footage, recorded map[chunkID]v
 	}
 }
 
-// checkWholes: a whole recording ends where the agent's stamps say, at an end
-// that was said, or at a hole. There may be footage behind an end or in a hole:
-// what the hub has lost, and a worker had.
-func (w *world) checkWholes(c *simCamera, all []*footage, recorded map[chunkID]vms.Recording, where string) {
+// checkWholes: each whole recording is one unbroken run of chunks of one span,
+// stamped with its number, and no other whole has any of them or of its time.
+// last: no part is left over. Two wholes meet where the agent began a recording,
+// or in and at the edges of what the hub has lost: workers may have had that, one
+// more of it than another.
+func (w *world) checkWholes(c *simCamera, all []*footage, last bool, where string) {
+	sent := make(map[chunkID]*footage, len(all))
+	for _, f := range all {
+		sent[chunkID{c.ch, f.epoch, f.seq}] = f
+	}
+	in := make(map[chunkID]string, len(all)) // the key of the whole that has a chunk
+	var wholes []vms.Recording
+	for _, r := range w.recordings(c.ch) {
+		switch {
+		case !r.Provisional():
+			wholes = append(wholes, r)
+			w.checkWhole(r, sent, in, where)
+		case last:
+			w.violation("%s: the part %s is still there", where, r.Key)
+		}
+	}
+	slices.SortFunc(wholes, func(a, b vms.Recording) int { return a.Start.Compare(b.Start) })
+	for i := 1; i < len(wholes); i++ {
+		if a, b := wholes[i-1], wholes[i]; b.Start.Before(a.End) {
+			w.violation("%s: %s %s and %s %s overlap", where, a.Key, a.Chunks, b.Key, b.Chunks)
+		}
+	}
 	declared := w.declared(c.ch)
-	for i, f := range all {
-		a, ok := recorded[chunkID{c.ch, f.epoch, f.seq}]
-		if !ok || a.Provisional() {
+	lost := func(f *footage) bool { return f.crashed || declared.Has(f.epoch, f.seq) }
+	for i := 1; i < len(all); i++ {
+		f, next := all[i-1], all[i]
+		a, b := in[chunkID{c.ch, f.epoch, f.seq}], in[chunkID{c.ch, next.epoch, next.seq}]
+		if a == "" || b == "" || a == b || f.epoch != next.epoch || next.flags.Has(vms.FlagFirst) {
 			continue
 		}
-		if a.Number != f.recording {
-			w.violation("%s: chunk %s:%d of recording %d is in %s", where, f.epoch, f.seq, f.recording, a.Key)
+		if !lost(f) && !lost(next) {
+			w.violation("%s: chunk %s:%d begins no recording; it is in %s and the one before in %s", where, next.epoch, next.seq, b, a)
 		}
-		if i+1 == len(all) || all[i+1].epoch != f.epoch {
-			continue
+	}
+}
+
+// checkWhole checks one whole recording, and notes in in what it has.
+func (w *world) checkWhole(r vms.Recording, sent map[chunkID]*footage, in map[chunkID]string, where string) {
+	where += ": " + r.Key + " " + r.Chunks.String()
+	var first, before *footage
+	for seq := r.Chunks.First; seq <= r.Chunks.Last; seq++ {
+		id := chunkID{r.Channel, r.Chunks.Epoch, seq}
+		f := sent[id]
+		if f == nil {
+			w.violation("%s: chunk %d was never sent", where, seq)
+			return
 		}
-		next := all[i+1]
-		b, ok := recorded[chunkID{c.ch, next.epoch, next.seq}]
-		if !ok || b.Provisional() {
-			continue
+		if other := in[id]; other != "" {
+			w.violation("%s: chunk %d is in %s too", where, seq, other)
 		}
-		if f.crashed || next.crashed || declared.Has(f.epoch, f.seq) || declared.Has(next.epoch, next.seq) {
-			continue
+		if f.recording != r.Number {
+			w.violation("%s: chunk %d is of recording %d", where, seq, f.recording)
 		}
-		if same, first := a.Key == b.Key, next.flags.Has(vms.FlagFirst); same == first {
-			w.violation("%s: chunk %s:%d begins a recording: %v; it is in %s %s and the one before in %s %s", where, next.epoch, next.seq, first, b.Key, b.Chunks, a.Key, a.Chunks)
+		if before == nil {
+			first = f
+		} else if f.flags.Has(vms.FlagFirst) || !f.start.Equal(before.end) {
+			w.violation("%s: chunk %d begins another recording (%v), %v behind the one before", where, seq, f.flags.Has(vms.FlagFirst), f.start.Sub(before.end))
 		}
+		in[id], before = r.Key, f
+	}
+	// Where its key is taken, by what was stored of it before, it begins a microsecond later.
+	if d := r.Start.Sub(first.start); d < 0 || d > 10*time.Microsecond || !r.End.Equal(before.end) {
+		w.violation("%s: it is from %v to %v, its chunks from %v to %v", where, r.Start, r.End, first.start, before.end)
 	}
 }
 

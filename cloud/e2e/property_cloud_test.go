@@ -118,6 +118,11 @@ func (b *simBucket) Delete(_ context.Context, key string) error {
 	return nil
 }
 
+// PresignPut implements nvr.Objects.
+func (b *simBucket) PresignPut(_ context.Context, key string, expiry time.Duration, _ string) (string, time.Time, error) {
+	return "http://bucket.invalid/" + key + "?put", time.Now().Add(expiry), nil
+}
+
 // PresignGet implements nvr.Objects.
 func (b *simBucket) PresignGet(_ context.Context, key string, expiry time.Duration, _ string) (string, time.Time, error) {
 	return "http://bucket.invalid/" + key, time.Now().Add(expiry), nil
@@ -348,6 +353,10 @@ func (l simLinkToNVR) Wholes(ctx context.Context, ch vms.ChannelID, r vms.ChunkR
 func (l simLinkToNVR) AbandonedParts(ctx context.Context, limit int) (out []vms.Recording, err error) {
 	err = l.call(func(n *nvr.NVR) error { out, err = n.AbandonedParts(ctx, limit); return err })
 	return out, err
+}
+
+func (l simLinkToNVR) Viewers(ctx context.Context, ch vms.ChannelID, viewers int) error {
+	return l.call(func(n *nvr.NVR) error { return n.Viewers(ctx, ch, viewers) })
 }
 
 // simCloud is the NVR across its runs, and its database.

@@ -209,6 +209,8 @@ type stackOptions struct {
 	link                bool // the agent reaches the cloud through a chaos proxy
 	cloudArgs, cloudEnv []string
 	agentArgs, agentEnv []string
+	// enrolled is called between the hub's enrolment and its first start.
+	enrolled func(*stack)
 }
 
 func newStack(t testing.TB, recording time.Duration) *stack {
@@ -221,6 +223,9 @@ func startStack(t testing.TB, o stackOptions) *stack {
 	s := &stack{t: t, data: t.TempDir(), recording: o.recording}
 	listen := freePort(t)
 	args := append([]string{"-data", s.data, "-listen", listen, "-s3-listen", freePort(t), "-recording", o.recording.String()}, o.cloudArgs...)
+	if !slices.ContainsFunc(o.cloudArgs, func(a string) bool { return strings.HasPrefix(a, "-mqtt-") }) {
+		args = append(args, "-mqtt-listen", freePort(t))
+	}
 	s.url = "http://" + listen
 	public := s.url
 	if o.link {
@@ -250,6 +255,9 @@ func startStack(t testing.TB, o stackOptions) *stack {
 		t.Fatal(err)
 	}
 	s.lanKey = strings.TrimSpace(string(key))
+	if o.enrolled != nil {
+		o.enrolled(s)
+	}
 	address := freePort(t)
 	s.agentURL = "http://" + address
 	s.agentArgs = append([]string{"-data", s.hubDir, "-listen", address}, o.agentArgs...)
@@ -319,12 +327,18 @@ func request(method, address, token string, in, out any) error {
 // eventually waits until ok, or fails t saying what did not come true.
 func (s *stack) eventually(within time.Duration, what string, ok func() bool) {
 	s.t.Helper()
+	s.eventuallyAt(50*time.Millisecond, within, what, ok)
+}
+
+// eventuallyAt is eventually that asks more or less often.
+func (s *stack) eventuallyAt(pace, within time.Duration, what string, ok func() bool) {
+	s.t.Helper()
 	limit := time.Now().Add(within)
 	for !ok() {
 		if time.Now().After(limit) {
 			s.t.Fatalf("not within %v: %s", within, what)
 		}
-		time.Sleep(50 * time.Millisecond) // the pace of asking, not a wait for luck
+		time.Sleep(pace) // of asking, not a wait for luck
 	}
 }
 

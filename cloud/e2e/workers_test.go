@@ -101,6 +101,7 @@ func (silentNVR) Wholes(context.Context, vms.ChannelID, vms.ChunkRange) ([]vms.C
 	return nil, nil
 }
 func (silentNVR) AbandonedParts(context.Context, int) ([]vms.Recording, error) { return nil, nil }
+func (silentNVR) Viewers(context.Context, vms.ChannelID, int) error            { return nil }
 
 // newWorker starts a worker that takes one stream, and returns its push URL's
 // host by way of a link.

@@ -1,6 +1,6 @@
 // Package embed holds the parts that replace services in the all-in-one: the
-// data directory, and an object store that speaks the S3 API. Whatever they
-// have acknowledged survives kill -9 and a power cut.
+// data directory, an object store that speaks the S3 API, and an MQTT broker.
+// Whatever they have acknowledged survives kill -9 and a power cut.
 package embed
 
 import (
@@ -102,15 +102,34 @@ func (d *Data) Secret(name string, n int) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read secret %s: %w", name, err)
 	}
-	secret, err := hex.DecodeString(strings.TrimSpace(string(text)))
-	if err != nil || len(secret) != n {
-		return nil, fmt.Errorf("secret file %s does not hold %d bytes in hexadecimal; restore it, or remove it to get a new secret", path, n)
+	secret, err := parseSecret(path, text, n)
+	if err != nil {
+		return nil, err
 	}
 	// A copy or a restored backup may have opened it to others.
 	if err := os.Chmod(path, 0o600); err != nil {
 		return nil, fmt.Errorf("secret %s: %w", name, err)
 	}
 	return secret, nil
+}
+
+func parseSecret(path string, text []byte, n int) ([]byte, error) {
+	secret, err := hex.DecodeString(strings.TrimSpace(string(text)))
+	if err != nil || len(secret) != n {
+		return nil, fmt.Errorf("secret file %s does not hold %d bytes in hexadecimal; restore it, or remove it to get a new secret", path, n)
+	}
+	return secret, nil
+}
+
+// ReadSecret returns a secret of a data directory that may be in use. It makes
+// none: fs.ErrNotExist.
+func ReadSecret(dir, name string, n int) ([]byte, error) {
+	path := filepath.Join(dir, name)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read secret %s: %w", name, err)
+	}
+	return parseSecret(path, text, n)
 }
 
 // SecretText is Secret as it stands in the file: 2n hexadecimal digits.

@@ -7,19 +7,15 @@ import (
 	"time"
 
 	"github.com/zipato/vms/pkg/vms"
-	"github.com/zipato/vms/pkg/wire"
 )
 
-// CreateChannel registers a camera. A continuous channel of a hub that is
-// online starts at once, beside this call.
+// CreateChannel registers a camera. One that records of itself is wanted from
+// now on: its hub starts it as soon as it hears of it, beside this call.
 func (n *NVR) CreateChannel(ctx context.Context, acct vms.AccountID, spec ChannelSpec) (Channel, error) {
 	if spec.Mode == "" {
 		spec.Mode = ModeOnDemand
 	}
 	if err := validName("name", spec.Name); err != nil {
-		return Channel{}, err
-	}
-	if err := validMode(spec.Mode); err != nil {
 		return Channel{}, err
 	}
 	cam, err := cleanCamera(spec.Camera)
@@ -29,15 +25,24 @@ func (n *NVR) CreateChannel(ctx context.Context, acct vms.AccountID, spec Channe
 	if err := n.checkHub(ctx, acct, spec.Hub); err != nil {
 		return Channel{}, err
 	}
+	if err := n.fits(ctx, spec.Hub); err != nil {
+		return Channel{}, fmt.Errorf("create channel: %w", err)
+	}
 	row := ChannelRow{ID: vms.NewID[vms.ChannelID]("ch"), Account: acct, Hub: spec.Hub, Name: spec.Name, Mode: spec.Mode,
-		Wanted: spec.Mode == ModeContinuous, CreatedAt: n.now()}
+		Schedule: spec.Schedule, PreRoll: DefaultPreRoll, PostRoll: DefaultPostRoll, CreatedAt: n.now()}
+	set(&row.PreRoll, spec.PreRoll)
+	set(&row.PostRoll, spec.PostRoll)
+	if err := validModes(&row); err != nil {
+		return Channel{}, err
+	}
+	if row.Mode != ModeOnDemand {
+		want(&row, WantedByMode, time.Time{})
+	}
 	n.setCamera(&row, cam)
 	if err := n.Store.CreateChannel(ctx, row); err != nil {
 		return Channel{}, fmt.Errorf("create channel: %w", err)
 	}
-	if row.Wanted {
-		n.kick(row.Hub)
-	}
+	n.tell(row.Hub)
 	return n.channel(row), nil
 }
 
@@ -72,28 +77,27 @@ func (n *NVR) Channel(ctx context.Context, acct vms.AccountID, id vms.ChannelID)
 	return n.channel(row), nil
 }
 
-// UpdateChannel changes a channel. The hub learns of a new camera at once if
-// it is online, else when it comes back. A new hub means a new session: the
-// old hub's ends, so that it may only bring what it still holds.
+// UpdateChannel changes a channel. The hub learns of it at once if it is online,
+// else when it comes back. A new hub means a new session: the old hub's ends, so
+// that it may only bring what it still holds.
 func (n *NVR) UpdateChannel(ctx context.Context, acct vms.AccountID, id vms.ChannelID, p ChannelPatch) (Channel, error) {
 	if p.Hub != nil {
 		if err := n.checkHub(ctx, acct, *p.Hub); err != nil {
 			return Channel{}, err
 		}
+		row, err := n.row(ctx, acct, id)
+		if err != nil {
+			return Channel{}, err
+		}
+		if *p.Hub != row.Hub {
+			if err := n.fits(ctx, *p.Hub); err != nil {
+				return Channel{}, fmt.Errorf("update channel %s: %w", id, err)
+			}
+		}
 	}
-	var before ChannelRow
-	row, err := n.Store.UpdateChannel(ctx, acct, id, func(r *ChannelRow) error {
-		before = *r
-		return n.applyPatch(r, p)
-	})
+	_, row, err := n.update(ctx, acct, id, n.now(), func(r *ChannelRow) error { return n.applyPatch(r, p) })
 	if err != nil {
 		return Channel{}, fmt.Errorf("update channel %s: %w", id, err)
-	}
-	if before.Hub != row.Hub {
-		n.stopQuietly(ctx, before)
-	}
-	if row.Wanted && (p.Camera != nil || p.Mode != nil || p.Hub != nil) {
-		n.kick(row.Hub)
 	}
 	return n.channel(row), nil
 }
@@ -105,17 +109,25 @@ func (n *NVR) applyPatch(r *ChannelRow, p ChannelPatch) error {
 		}
 		r.Name = *p.Name
 	}
-	if p.Mode != nil {
-		if err := validMode(*p.Mode); err != nil {
-			return err
-		}
-		if *p.Mode == ModeContinuous && r.Mode != ModeContinuous {
-			r.Wanted = true
-		}
-		r.Mode = *p.Mode
-	}
 	if p.Hub != nil && *p.Hub != r.Hub {
-		r.Hub, r.SID = *p.Hub, ""
+		r.Hub, r.SID = *p.Hub, "" // a session is one hub's
+		if r.Wanted && r.Hub != "" {
+			r.SID = newSID()
+		}
+	}
+	set(&r.Schedule, p.Schedule)
+	set(&r.PreRoll, p.PreRoll)
+	set(&r.PostRoll, p.PostRoll)
+	if p.Mode != nil && *p.Mode != r.Mode {
+		r.Mode = *p.Mode
+		if r.Mode != ModeOnDemand || r.Wanted {
+			// A mode that records of itself does so from now on, also when the
+			// channel was stopped. What runs when it comes to be on demand goes on.
+			want(r, WantedByRequest, time.Time{})
+		}
+	}
+	if err := validModes(r); err != nil {
+		return err
 	}
 	if p.Camera == nil {
 		return nil
@@ -145,35 +157,9 @@ func (n *NVR) DeleteChannel(ctx context.Context, acct vms.AccountID, id vms.Chan
 		return fmt.Errorf("delete channel %s: %w", id, err)
 	}
 	n.revokeLive(sids, "the channel was deleted")
-	n.stopQuietly(ctx, row)
+	n.tell(row.Hub)
 	n.Log.Info("channel deleted", "channel", id, "account", acct)
 	return nil
-}
-
-// stopQuietly ends the declared session of a channel that was taken from its
-// hub, and asks the hub to stop. If it does not hear, it learns by the next
-// handshake.
-func (n *NVR) stopQuietly(ctx context.Context, row ChannelRow) {
-	if row.Hub == "" {
-		return
-	}
-	if row.SID != "" {
-		if err := n.Store.EndSession(ctx, row.SID); err != nil && !errors.Is(err, vms.ErrNotFound) {
-			n.Log.Warn("session not ended", "sid", row.SID, "channel", row.ID, "err", err)
-		}
-	}
-	n.mu.Lock()
-	link := n.hubs[row.Hub]
-	n.mu.Unlock()
-	if link == nil {
-		return
-	}
-	stop := func(id string, deadline time.Time) wire.SessionMessage {
-		return &wire.Stop{ID: id, Deadline: deadline, Channel: row.ID}
-	}
-	if err := n.command(ctx, link, 2*time.Second, stop); err != nil {
-		n.Log.Warn("hub did not stop a channel that it lost", "hub", row.Hub, "channel", row.ID, "err", err)
-	}
 }
 
 // row reads a channel and hides those of other accounts.
@@ -208,9 +194,17 @@ func (n *NVR) setCamera(r *ChannelRow, cam vms.Camera) {
 // channel is a row as its account sees it.
 func (n *NVR) channel(r ChannelRow) Channel {
 	c := Channel{ID: r.ID, Account: r.Account, Name: r.Name, Hub: r.Hub, Mode: r.Mode, Camera: r.Camera,
-		HasPassword: len(r.Secret) > 0, Wanted: r.Wanted, CreatedAt: r.CreatedAt}
+		Schedule: r.Schedule, PreRoll: r.PreRoll, PostRoll: r.PostRoll,
+		HasPassword: len(r.Secret) > 0, Wanted: r.Wanted, WantedBy: r.WantedBy, WantedUntil: r.WantedUntil, CreatedAt: r.CreatedAt}
 	n.describe(&c)
 	return c
+}
+
+// set applies one field of a patch.
+func set[T any](dst *T, v *T) {
+	if v != nil {
+		*dst = *v
+	}
 }
 
 func isKind(err error, kinds ...error) bool {

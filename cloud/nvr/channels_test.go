@@ -2,12 +2,14 @@ package nvr_test
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"errors"
 	"strings"
 	"testing"
 
 	"github.com/zipato/vms/cloud/nvr"
 	"github.com/zipato/vms/cloud/nvr/nvrtest"
+	"github.com/zipato/vms/pkg/seal"
 	"github.com/zipato/vms/pkg/vms"
 	"github.com/zipato/vms/pkg/wire"
 )
@@ -87,15 +89,31 @@ func TestCameraPasswordNeverComesOut(t *testing.T) {
 		t.Error("the password is stored in clear")
 	}
 	// A sealed password opens on its own channel only.
-	hub, _ := w.Hub(t, acct)
-	other := w.Channel(t, acct, hub)
-	if _, err := w.Store.UpdateChannel(t.Context(), acct, other.ID, func(r *nvr.ChannelRow) error { r.Secret = row.Secret; return nil }); err != nil {
+	hub, key := w.Hub(t, acct)
+	other, fine := w.Channel(t, acct, hub), w.Channel(t, acct, hub)
+	if _, err := w.Store.UpdateChannel(t.Context(), acct, other.ID, w.Clock.Now(), func(r *nvr.ChannelRow) error { r.Secret = row.Secret; return nil }); err != nil {
 		t.Fatal(err)
 	}
-	link := newLink(true)
-	w.HubConnected(nvr.Session{Account: acct, Hub: hub}, link)
-	if err := w.StartChannel(t.Context(), acct, other.ID, 0); err == nil || len(link.sent()) != 0 {
-		t.Errorf("another channel's password was sent, err = %v", err)
+	d := desired(t, w, hub)
+	if cam := camera(t, key, order(d, other.ID)); cam.Password != "" || cam.URL != "rtsp://10.0.0.7/stream" {
+		t.Errorf("the hub gets %+v, want no password of another channel", cam)
+	}
+	if cam := camera(t, key, order(d, fine.ID)); cam.Password != "hunter2" || cam.URL != "rtsp://admin:hunter2@10.0.0.7/stream" {
+		t.Errorf("the hub gets %+v beside a broken one", cam)
+	}
+	// What is published is sealed to the hub, and for that channel.
+	text, err := wire.EncodeSession(d)
+	if err != nil || bytes.Contains(text, []byte("hunter2")) || bytes.Contains(text, []byte("10.0.0.7")) {
+		t.Errorf("the document tells the camera: %s, %v", text, err)
+	}
+	_, theirs := w.Hub(t, acct)
+	for _, open := range []struct {
+		key ed25519.PrivateKey
+		ch  vms.ChannelID
+	}{{theirs, fine.ID}, {key, other.ID}} {
+		if _, err := seal.Open(open.key, "camera/"+string(open.ch), order(d, fine.ID).Camera); !errors.Is(err, seal.ErrSealed) {
+			t.Errorf("a camera opens for another hub or channel: %v", err)
+		}
 	}
 }
 
@@ -112,17 +130,12 @@ func TestPatchKeepsThePasswordForTheSameCameraOnly(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := nvrtest.New(t, nil)
-			hub, _ := w.Hub(t, acct)
+			hub, key := w.Hub(t, acct)
 			c := w.Channel(t, acct, hub)
 			if _, err := w.UpdateChannel(t.Context(), acct, c.ID, nvr.ChannelPatch{Camera: &tt.cam}); err != nil {
 				t.Fatal(err)
 			}
-			link := newLink(true)
-			w.HubConnected(nvr.Session{Account: acct, Hub: hub}, link)
-			if err := w.StartChannel(t.Context(), acct, c.ID, 0); err != nil {
-				t.Fatal(err)
-			}
-			if got := link.sent()[0].(*wire.Start).Camera.Password; got != tt.want {
+			if got := camera(t, key, order(desired(t, w, hub), c.ID)).Password; got != tt.want {
 				t.Errorf("the hub gets password %q, want %q", got, tt.want)
 			}
 		})
@@ -142,10 +155,15 @@ func TestAccountsAreApart(t *testing.T) {
 		"UpdateChannel": func() error { _, err := w.UpdateChannel(ctx, "other", c.ID, nvr.ChannelPatch{Name: &name}); return err },
 		"DeleteChannel": func() error { return w.DeleteChannel(ctx, "other", c.ID) },
 		"StreamToken":   func() error { _, err := w.StreamToken(ctx, "other", c.ID); return err },
-		"StartChannel":  func() error { return w.StartChannel(ctx, "other", c.ID, 0) },
-		"StopChannel":   func() error { return w.StopChannel(ctx, "other", c.ID, 0) },
-		"Recordings":    func() error { _, err := w.Recordings(ctx, "other", c.ID, nvr.RecordingQuery{}); return err },
-		"Live":          func() error { _, err := w.Live(ctx, "other", c.ID); return err },
+		"StartChannel":  func() error { _, err := w.StartChannel(ctx, "other", c.ID, nvr.StartOptions{Queue: true}); return err },
+		"StopChannel":   func() error { _, err := w.StopChannel(ctx, "other", c.ID, nvr.StartOptions{Queue: true}); return err },
+		"UpdateHub":     func() error { _, err := w.UpdateHub(ctx, "other", hub, nvr.HubPatch{Name: &name}); return err },
+		"Command": func() error {
+			_, err := w.Command(ctx, "other", hub, wire.Command{Kind: wire.CommandDoctor}, 0)
+			return err
+		},
+		"Recordings": func() error { _, err := w.Recordings(ctx, "other", c.ID, nvr.RecordingQuery{}); return err },
+		"Live":       func() error { _, err := w.Live(ctx, "other", c.ID, true); return err },
 	} {
 		if err := call(); !errors.Is(err, vms.ErrNotFound) {
 			t.Errorf("%s of another account = %v, want ErrNotFound", what, err)
@@ -196,7 +214,13 @@ func TestEnrolment(t *testing.T) {
 	if err != nil || !expires.Equal(w.Clock.Now().Add(15*60e9)) {
 		t.Fatalf("CreateHub = %v, expires %s", err, expires)
 	}
-	pub := make([]byte, 32)
+	pub, _, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Enroll(t.Context(), code, make([]byte, 32), ""); !errors.Is(err, vms.ErrInvalid) {
+		t.Errorf("a key that nothing can be sealed to = %v, want ErrInvalid", err)
+	}
 	if _, err := w.Enroll(t.Context(), code, pub[:31], ""); !errors.Is(err, vms.ErrInvalid) {
 		t.Errorf("a short key = %v, want ErrInvalid", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/zipato/vms/pkg/seal"
 	"github.com/zipato/vms/pkg/vms"
 )
 
@@ -41,6 +42,9 @@ func (n *NVR) Enroll(ctx context.Context, code string, pub ed25519.PublicKey, na
 			return Enrolment{}, err
 		}
 	}
+	if _, err := seal.Seal(pub, "", nil); err != nil { // nothing could ever be said to that hub alone
+		return Enrolment{}, fieldError("public_key", "must be an Ed25519 key")
+	}
 	if !n.enrols.allow() {
 		return Enrolment{}, fmt.Errorf("%w: too many enrolments at this moment", vms.ErrUnavailable)
 	}
@@ -52,6 +56,7 @@ func (n *NVR) Enroll(ctx context.Context, code string, pub ed25519.PublicKey, na
 		return Enrolment{}, fmt.Errorf("enrol hub: %w", err)
 	}
 	n.Log.Info("hub enrolled", "hub", h.ID, "account", h.Account)
+	n.tell(h.ID)
 	return Enrolment{Hub: h, NVRURL: n.NVRURL, TokenKeys: n.Tokens.JWKS()}, nil
 }
 
@@ -71,7 +76,7 @@ func (n *NVR) Hubs(ctx context.Context, acct vms.AccountID, cursor string, limit
 		next = Cursor{hubs[limit-1].CreatedAt, string(hubs[limit-1].ID)}.String()
 	}
 	for i := range hubs {
-		hubs[i].Online = n.online(hubs[i].ID)
+		n.presence(&hubs[i])
 	}
 	return hubs, next, nil
 }
@@ -85,7 +90,34 @@ func (n *NVR) Hub(ctx context.Context, acct vms.AccountID, id vms.HubID) (Hub, e
 	if err != nil {
 		return Hub{}, fmt.Errorf("hub %s: %w", id, err)
 	}
-	h.Online = n.online(id)
+	n.presence(&h)
+	return h, nil
+}
+
+// UpdateHub changes a hub. It learns of it at once if it is online, else when it
+// comes back.
+func (n *NVR) UpdateHub(ctx context.Context, acct vms.AccountID, id vms.HubID, p HubPatch) (Hub, error) {
+	var before Hub
+	h, err := n.Store.UpdateHub(ctx, acct, id, n.now(), func(h *Hub) error {
+		before = *h
+		set(&h.Name, p.Name)
+		set(&h.TimeZone, p.TimeZone)
+		set(&h.Limits.Uplink, p.Uplink)
+		if err := validName("name", h.Name); err != nil {
+			return err
+		}
+		if err := validUplink(h.Limits.Uplink); err != nil {
+			return err
+		}
+		return validZone(h.TimeZone)
+	})
+	if err != nil {
+		return Hub{}, fmt.Errorf("update hub %s: %w", id, err)
+	}
+	if changed, _ := HubEffectsOf(before, h); changed {
+		n.tell(id)
+	}
+	n.presence(&h)
 	return h, nil
 }
 
@@ -97,20 +129,15 @@ func (n *NVR) RevokeHub(ctx context.Context, acct vms.AccountID, id vms.HubID) e
 		return fmt.Errorf("revoke hub %s: %w", id, err)
 	}
 	n.revokeLive(sids, "the hub was revoked")
-	n.mu.Lock()
-	link := n.hubs[id]
-	n.mu.Unlock()
-	if link != nil {
+	if link := n.forgetHub(id); link != nil {
 		link.Revoke("the hub was revoked")
 	}
+	if n.HubRevoked != nil {
+		n.HubRevoked(id)
+	}
+	n.tell(id) // what was published for it is to be cleared
 	n.Log.Info("hub revoked", "hub", id, "account", acct)
 	return nil
-}
-
-func (n *NVR) online(id vms.HubID) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.hubs[id] != nil
 }
 
 // newCode returns 80 random bits for people to type: four groups of four of

@@ -193,16 +193,20 @@ func (n *NVR) State(ctx context.Context, s Session, m *wire.StreamState) error {
 	before := ls.state.State
 	ls.state = *m
 	n.mu.Unlock()
-	if s.State == SessionEnded {
-		return nil // whatever it says, it does not record
-	}
 	stopped := m.State == wire.StateStopped
 	if before != "" && stopped == (before == wire.StateStopped) {
 		return nil
 	}
+	// The hub may not have heard yet that its session ended: whatever it says, it
+	// is not wanted to record.
+	if now, err := n.Store.Session(ctx, s.SID); errors.Is(err, vms.ErrNotFound) || err == nil && now.State != SessionOpen {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("state of channel %s: %w", s.Channel, err)
+	}
 	// A stream that somebody stopped on the LAN misses nothing. One that the
 	// cloud wants does: its agent only ends, to be updated perhaps, or brings
-	// what it holds of an earlier session; and StopChannel notes its own stops.
+	// what it holds of an earlier session; and the store notes the cloud's own stops.
 	if stopped {
 		if n.runs(s.Channel) {
 			return nil
@@ -294,11 +298,14 @@ func (n *NVR) StreamEnded(ctx context.Context, e vms.StreamEvent) error {
 }
 
 // Live returns where to watch a channel now. vms.ErrUnavailable: it does not
-// stream at this moment.
-func (n *NVR) Live(ctx context.Context, acct vms.AccountID, id vms.ChannelID) (LiveURLs, error) {
-	if _, err := n.row(ctx, acct, id); err != nil {
+// stream at this moment; ErrStarting: it soon will. With start, a channel on
+// demand that is idle is started, and runs on while somebody looks on.
+func (n *NVR) Live(ctx context.Context, acct vms.AccountID, id vms.ChannelID, start bool) (LiveURLs, error) {
+	row, err := n.row(ctx, acct, id)
+	if err != nil {
 		return LiveURLs{}, err
 	}
+	n.looked(id)
 	n.mu.Lock()
 	var w vms.WorkerInfo
 	if st := n.streams[id]; st != nil {
@@ -306,7 +313,7 @@ func (n *NVR) Live(ctx context.Context, acct vms.AccountID, id vms.ChannelID) (L
 	}
 	n.mu.Unlock()
 	if w.ID == "" || w.LiveURL == "" {
-		return LiveURLs{}, fmt.Errorf("channel %s: %w: it does not stream at this moment", id, vms.ErrUnavailable)
+		return LiveURLs{}, fmt.Errorf("channel %s: %w", id, n.awaken(ctx, row, start))
 	}
 	expires := n.now().Add(n.ViewTTL).Truncate(time.Second)
 	ticket, err := n.Tokens.SignView(token.View{Worker: w.ID, Channel: id, Expires: expires})
@@ -327,10 +334,40 @@ func (n *NVR) describe(c *Channel) {
 	c.State = StateIdle
 	if c.Wanted {
 		c.State = wire.StateStarting
-		if n.hubs[c.Hub] == nil {
+		switch {
+		case c.Hub == "":
+			c.Problem = "The channel has no hub."
+		case !n.hubs[c.Hub].online():
 			c.Problem = "The hub is offline."
 		}
 	}
+	item := n.item(c.Hub, c.ID)
+	if item != nil {
+		describeItem(c, item)
+	}
+	n.describeStream(c)
+	if item != nil && c.Mode == ModeEvent && c.State == wire.StateStreaming && !c.Streaming && !item.Recording {
+		c.State = StateWaiting // the camera is pulled, and nothing happens
+	}
+}
+
+// describeItem says what the hub says of a channel.
+func describeItem(c *Channel, item *wire.ReportedItem) {
+	c.Sync, c.Recording = item.State, item.Recording
+	switch {
+	case item.Stream != "" && (item.Running || item.State == wire.Failed):
+		c.State = item.Stream
+	case c.Wanted && !item.Running && item.State == wire.InSync && c.Mode != ModeOnDemand:
+		c.State = StateWaiting
+	}
+	if item.Problem != "" {
+		c.Problem = item.Problem
+	}
+}
+
+// describeStream says what the worker and the stream's own session say of a
+// channel: they know it first. n.mu is held.
+func (n *NVR) describeStream(c *Channel) {
 	st := n.streams[c.ID]
 	if st == nil {
 		return
@@ -363,7 +400,7 @@ type heldRange struct {
 
 // pending lists what the hubs of a channel hold, and what those hold that have
 // been away for too long.
-func (n *NVR) pending(ch vms.ChannelID) (held []heldRange, unreachable []vms.TimeRange) {
+func (n *NVR) pending(ch vms.ChannelID) (held, unreachable []heldRange) {
 	now := n.now()
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -374,11 +411,11 @@ func (n *NVR) pending(ch vms.ChannelID) (held []heldRange, unreachable []vms.Tim
 	for _, ls := range st.sessions {
 		away := ls.link == nil && now.Sub(ls.lost) > n.UnreachableAfter
 		for _, h := range ls.held {
-			r := vms.TimeRange{Start: h.Start.UTC(), End: h.End.UTC()}
+			r := heldRange{vms.TimeRange{Start: h.Start.UTC(), End: h.End.UTC()}, h.Chunks}
 			if away {
 				unreachable = append(unreachable, r)
 			} else {
-				held = append(held, heldRange{r, h.Chunks})
+				held = append(held, r)
 			}
 		}
 	}

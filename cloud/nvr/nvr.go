@@ -57,6 +57,12 @@ type Config struct {
 	// Revoked, when set, is told of sessions whose streams the workers must cut
 	// off now. It must not block long.
 	Revoked func([]vms.SID)
+	// HubRevoked, when set, is told of a hub whose connections to the MQTT broker
+	// must end now. It must not block long.
+	HubRevoked func(vms.HubID)
+	// Broker, when set, says how a hub gets into the MQTT broker: hubs are told
+	// whenever their control line comes up.
+	Broker func(vms.HubID) wire.Broker
 
 	// UnreachableAfter is for how long what a silent hub holds counts as pending,
 	// and its unfinished recordings wait for the rest: 24 h.
@@ -64,7 +70,6 @@ type Config struct {
 
 	SweepEvery     time.Duration // retention: 1 min
 	ReconcileEvery time.Duration // listing the bucket: 1 h
-	CommandTimeout time.Duration // a hub's answer to start and stop: 5 s
 }
 
 // Retention is what a channel's recordings live under. Zero means without end.
@@ -81,12 +86,15 @@ type NVR struct {
 	nonces   *nonces
 	enrols   *limiter
 	bus      bus
-	kicks    kicks // hubs whose wanted streams Run must start
+	kicks    kicks         // hubs that Run must tell what to do
+	changed  chan struct{} // one place: see DesiredChanged
+	commands commands
 	started  time.Time
 
 	mu       sync.Mutex // guards what follows; never held across a call out
 	workers  map[vms.WorkerID]vms.WorkerInfo
-	hubs     map[vms.HubID]HubLink
+	hubs     map[vms.HubID]*hubState
+	viewed   map[vms.ChannelID]time.Time // when somebody looked on last
 	sessions map[vms.SID]*liveSession
 	streams  map[vms.ChannelID]*liveStream
 	tidied   PartEpoch // the last one that AbandonedParts has come to
@@ -126,7 +134,6 @@ func New(c Config) (*NVR, error) {
 	setDefault(&c.UnreachableAfter, 24*time.Hour)
 	setDefault(&c.SweepEvery, time.Minute)
 	setDefault(&c.ReconcileEvery, time.Hour)
-	setDefault(&c.CommandTimeout, 5*time.Second)
 	return &NVR{
 		Config:   c,
 		aead:     aead,
@@ -134,9 +141,12 @@ func New(c Config) (*NVR, error) {
 		nonces:   newNonces(c.Clock),
 		enrols:   newLimiter(c.Clock, 10, 50),
 		started:  c.Clock(),
-		kicks:    kicks{hubs: make(map[vms.HubID]bool), ring: make(chan struct{}, 1)},
+		kicks:    newKicks(),
+		changed:  make(chan struct{}, 1),
+		commands: commands{waiting: make(map[string]waiter), perHub: make(map[vms.HubID]int)},
 		workers:  make(map[vms.WorkerID]vms.WorkerInfo),
-		hubs:     make(map[vms.HubID]HubLink),
+		hubs:     make(map[vms.HubID]*hubState),
+		viewed:   make(map[vms.ChannelID]time.Time),
 		sessions: make(map[vms.SID]*liveSession),
 		streams:  make(map[vms.ChannelID]*liveStream),
 	}, nil
@@ -153,13 +163,15 @@ func (n *NVR) now() time.Time { return n.Clock().UTC().Truncate(time.Microsecond
 
 // Run does what no caller asks for, until ctx ends: it lists the bucket at the
 // start and from time to time, sweeps what retention has no place for, renews
-// tickets, and starts the streams that a hub which came back should run.
+// tickets, tells hubs on their control lines what they should do, and ends
+// streams on demand that nobody wants any more.
 func (n *NVR) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { n.every(ctx, n.ReconcileEvery, "reconcile", n.Reconcile) })
 	wg.Go(func() { n.every(ctx, n.SweepEvery, "sweep", n.Sweep) })
 	wg.Go(func() { n.every(ctx, max(n.TicketTTL/20, time.Millisecond), "renew tickets", n.renewTickets) })
-	wg.Go(func() { n.startLoop(ctx) })
+	wg.Go(func() { n.every(ctx, endEvery, "end streams on demand", n.EndTransient) })
+	wg.Go(func() { n.tellLoop(ctx) })
 	wg.Wait()
 	return nil
 }

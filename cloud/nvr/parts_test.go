@@ -48,7 +48,7 @@ func TestPartsAreRecordedUntilTheirWhole(t *testing.T) {
 	c := w.Channel(t, acct, hub)
 	w.RegisterWorker(worker)
 	s := session(t, w, c.ID, hub)
-	l := newLink(true)
+	l := newLink()
 	held := []wire.HeldRange{{Chunks: vms.ChunkRange{Epoch: 5, First: 1, Last: 40}, Start: w.Recording(c.ID, 5, 1, 40).Start, End: w.Recording(c.ID, 5, 1, 40).End}}
 	assign(t, w, s, &wire.SessionHello{Holding: held}, l)
 
@@ -181,7 +181,7 @@ func TestAbandonedParts(t *testing.T) {
 	})
 	t.Run("hub was here lately", func(t *testing.T) {
 		w := begin(t)
-		l := newLink(true)
+		l := newLink()
 		s := session(t, w.World, w.ch, w.hub)
 		s.Generation = assign(t, w.World, s, &wire.SessionHello{Holding: held(5)}, l).Generation
 		w.Clock.Add(48 * time.Hour)
@@ -197,9 +197,9 @@ func TestAbandonedParts(t *testing.T) {
 		s := session(t, w.World, w.ch, w.hub)
 		store(t, w.World, w.Recording(w.ch, 6, 101, 130))
 		w.Clock.Add(time.Hour)
-		assign(t, w.World, s, &wire.SessionHello{Epoch: 5}, newLink(true))
+		assign(t, w.World, s, &wire.SessionHello{Epoch: 5}, newLink())
 		abandoned(t, w, 0) // it writes this epoch
-		assign(t, w.World, s, &wire.SessionHello{Epoch: 6, Holding: held(5)}, newLink(true))
+		assign(t, w.World, s, &wire.SessionHello{Epoch: 6, Holding: held(5)}, newLink())
 		abandoned(t, w, 0) // it holds the rest
 		if _, err := w.Holding(t.Context(), s, &wire.Holding{Ranges: held(6)}); err != nil {
 			t.Fatal(err)
@@ -209,7 +209,7 @@ func TestAbandonedParts(t *testing.T) {
 	t.Run("the epoch may go on", func(t *testing.T) {
 		w := begin(t)
 		s := session(t, w.World, w.ch, w.hub)
-		assign(t, w.World, s, &wire.SessionHello{Epoch: 6, Holding: held(6)}, newLink(true))
+		assign(t, w.World, s, &wire.SessionHello{Epoch: 6, Holding: held(6)}, newLink())
 		w.Clock.Add(time.Hour)
 		abandoned(t, w, 0) // nothing newer is recorded
 		store(t, w.World, w.Recording(w.ch, 5, 101, 130))
@@ -302,10 +302,10 @@ func TestTicketsAreRenewed(t *testing.T) {
 	hub, _ := w.Hub(t, acct)
 	c := w.Channel(t, acct, hub)
 	s := session(t, w, c.ID, hub)
-	l := newLink(true)
+	l := newLink()
 	first := assign(t, w, s, &wire.SessionHello{}, l)
 	w.Clock.Add(10 * time.Millisecond)
-	young := newLink(true)
+	young := newLink()
 	assign(t, w, session(t, w, w.Channel(t, acct, hub).ID, hub), &wire.SessionHello{}, young)
 	w.Clock.Add(10 * time.Millisecond)
 	recv(t, l.told)
@@ -336,7 +336,7 @@ func TestTicketsAreRenewed(t *testing.T) {
 	}
 	w.Detach(s, l)
 	sent := len(l.sent())
-	other := newLink(true)
+	other := newLink()
 	assign(t, w, session(t, w, c.ID, hub), &wire.SessionHello{}, other)
 	w.Clock.Add(20 * time.Millisecond)
 	recv(t, other.told)
@@ -367,7 +367,7 @@ func TestStoppedStreamIsStillDelivered(t *testing.T) {
 	}
 	r := w.Recording(c.ID, 5, 1, 30)
 	held := []wire.HeldRange{{Chunks: r.Chunks, Start: r.Start, End: r.End, Lane: vms.LaneBackfill}}
-	l := newLink(true)
+	l := newLink()
 	a := assign(t, w, old, &wire.SessionHello{Holding: held}, l)
 	if a == nil || a.WorkerURL == "" {
 		t.Fatalf("assignment = %+v", a)
@@ -406,7 +406,7 @@ func TestDeliveryDoesNotSpeakForTheStream(t *testing.T) {
 	hub, _ := w.Hub(t, acct)
 	c := w.Channel(t, acct, hub)
 	run, old := session(t, w, c.ID, hub), session(t, w, c.ID, hub)
-	a := assign(t, w, run, &wire.SessionHello{}, newLink(true))
+	a := assign(t, w, run, &wire.SessionHello{}, newLink())
 	if err := w.State(t.Context(), run, &wire.StreamState{State: wire.StateStreaming}); err != nil {
 		t.Fatal(err)
 	}
@@ -414,7 +414,7 @@ func TestDeliveryDoesNotSpeakForTheStream(t *testing.T) {
 	if err := w.StreamStarted(t.Context(), e); err != nil {
 		t.Fatal(err)
 	}
-	assign(t, w, old, &wire.SessionHello{}, newLink(true)) // a higher generation
+	assign(t, w, old, &wire.SessionHello{}, newLink()) // a higher generation
 	if err := w.State(t.Context(), old, &wire.StreamState{State: wire.StateStopped}); err != nil {
 		t.Fatal(err)
 	}

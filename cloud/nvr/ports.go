@@ -19,37 +19,68 @@ type Store interface {
 	// CreateHub adds a hub and the hash of its enrolment code.
 	CreateHub(ctx context.Context, h Hub, code CodeHash, expires time.Time) error
 	// EnrolHub spends a code: it gives the hub its key, and its name if it had
-	// none. ErrNotFound: no such code, or spent; ErrExpired: too late.
+	// none. What the hub should do has changed with it, because it is sealed to
+	// the key. ErrNotFound: no such code, or spent; ErrExpired: too late.
 	EnrolHub(ctx context.Context, code CodeHash, key ed25519.PublicKey, name string, now time.Time) (Hub, error)
 	// Hub returns a hub, revoked ones too, or ErrNotFound.
 	Hub(ctx context.Context, id vms.HubID) (Hub, error)
 	// Hubs lists the hubs of an account that are not revoked, oldest first.
 	Hubs(ctx context.Context, acct vms.AccountID, after Cursor, limit int) ([]Hub, error)
+	// UpdateHub reads, changes and writes a hub's name, time zone and limits,
+	// and does what HubEffects says. ErrNotFound: the account has no such hub,
+	// or it is revoked; an error of change is returned as it is.
+	UpdateHub(ctx context.Context, acct vms.AccountID, id vms.HubID, now time.Time, change func(*Hub) error) (Hub, error)
 	// RevokeHub ends a hub for good: it takes its key and unspent code away,
 	// revokes its sessions (whose ids it returns) and leaves its channels
-	// without a hub. ErrNotFound also when it is revoked already.
+	// without a hub. What the hub should do has changed with it: nothing any
+	// more. ErrNotFound also when it is revoked already.
 	RevokeHub(ctx context.Context, acct vms.AccountID, id vms.HubID, now time.Time) ([]vms.SID, error)
 
-	// CreateChannel adds a channel. ErrNotFound: it names a hub that the
-	// account does not have.
+	// What a hub should do has a revision, which rises with every change: to the
+	// greater of the one before plus one and the Unix milliseconds of now. Each
+	// method that changes it says so, or follows Effects.
+
+	// DesiredChannels returns a hub, a revoked one too, and its channels, oldest
+	// first, as they were at one instant. ErrNotFound: there never was such a hub.
+	DesiredChannels(ctx context.Context, id vms.HubID) (Hub, []ChannelRow, error)
+	// DirtyHubs lists the hubs, revoked ones too, whose revision was not
+	// published; those that have not enrolled are not among them.
+	DirtyHubs(ctx context.Context) ([]vms.HubID, error)
+	// AllHubs lists the hubs that have enrolled and are not revoked.
+	AllHubs(ctx context.Context) ([]vms.HubID, error)
+	// Published notes that a hub's document of that revision was published.
+	// Nothing falls: an older revision that is told late changes nothing.
+	Published(ctx context.Context, id vms.HubID, revision int64) error
+	// RaiseRevision makes sure that a hub's revision is higher than one that the
+	// hub has seen, unless it is exactly that one: a database that was restored
+	// from a backup must be obeyed again. It reports whether it had to be raised.
+	RaiseRevision(ctx context.Context, id vms.HubID, seen int64, now time.Time) (bool, error)
+
+	// CreateChannel adds a channel at the time it was created, and does what
+	// Effects says. ErrNotFound: it names a hub that the account does not have.
 	CreateChannel(ctx context.Context, c ChannelRow) error
 	// Channel returns a channel of any account, or ErrNotFound.
 	Channel(ctx context.Context, id vms.ChannelID) (ChannelRow, error)
 	// Channels lists the channels of an account, oldest first.
 	Channels(ctx context.Context, acct vms.AccountID, after Cursor, limit int) ([]ChannelRow, error)
-	// WantedChannels lists what a hub should be running.
-	WantedChannels(ctx context.Context, hub vms.HubID) ([]ChannelRow, error)
-	// UpdateChannel reads, changes and writes a channel. ErrNotFound as in
-	// CreateChannel and Channel; an error of change is returned as it is.
-	UpdateChannel(ctx context.Context, acct vms.AccountID, id vms.ChannelID, change func(*ChannelRow) error) (ChannelRow, error)
-	// DeleteChannel takes a channel off the lists, revokes its sessions (whose
-	// ids it returns), forgets its camera and gaps, and makes garbage of its
-	// recordings; what was kept for those who have a URL may go at once, too.
-	// ErrNotFound.
+	// Transient lists the wanted channels that a viewer started, or that are
+	// wanted until some time.
+	Transient(ctx context.Context) ([]ChannelRow, error)
+	// UpdateChannel reads, changes and writes a channel, and does what Effects
+	// says. ErrNotFound as in CreateChannel and Channel; an error of change is
+	// returned as it is.
+	UpdateChannel(ctx context.Context, acct vms.AccountID, id vms.ChannelID, now time.Time, change func(*ChannelRow) error) (ChannelRow, error)
+	// DeleteChannel takes a channel off the lists and off its hub, revokes its
+	// sessions (whose ids it returns), forgets its camera, gaps and modes, and
+	// makes garbage of its recordings; what was kept for those who have a URL may
+	// go at once, too. What its hub should do has changed with it. ErrNotFound.
 	DeleteChannel(ctx context.Context, acct vms.AccountID, id vms.ChannelID, now time.Time) ([]vms.SID, error)
 	// SetIdle notes from when to when nobody wanted a channel to record, so
 	// that a stop is not taken for a loss. Saying it twice changes nothing.
 	SetIdle(ctx context.Context, ch vms.ChannelID, idle bool, at time.Time) error
+	// Modes lists which modes a channel had in [from, to), oldest first: the
+	// last one that was set at or before from, and those set after it.
+	Modes(ctx context.Context, ch vms.ChannelID, from, to time.Time) ([]ModeChange, error)
 
 	// CreateSession adds a session. ErrNotFound: the channel is gone.
 	CreateSession(ctx context.Context, s Session) error
@@ -99,10 +130,12 @@ type Store interface {
 	// cutoff (zero: none) and those that are too much for maxBytes (0: none),
 	// at most limit. It returns how many.
 	Expire(ctx context.Context, cutoff time.Time, maxBytes int64, now time.Time, limit int) (int, error)
-	// Forget drops gaps and idle times that ended before cutoff (zero: none),
+	// Forget drops gaps, idle times and modes that ended before cutoff (zero: none),
 	// and sessions made before unclaimed that no hub has claimed. Enrolment
 	// codes that expired before unclaimed go too.
 	Forget(ctx context.Context, cutoff, unclaimed time.Time) error
+	// Discard makes garbage of an object that no recording is, from notBefore on.
+	Discard(ctx context.Context, key string, now, notBefore time.Time) error
 	// Garbage lists keys whose objects are to be deleted now, oldest first.
 	Garbage(ctx context.Context, now time.Time, limit int) ([]string, error)
 	// GarbageGone drops a garbage row: its object is gone.
@@ -138,12 +171,28 @@ type ChannelRow struct {
 	Camera vms.Camera
 	// Secret is the sealed password, empty when there is none.
 	Secret []byte
-	// Wanted: the cloud wants the stream to run on Hub, under session SID.
-	Wanted    bool
-	SID       vms.SID
-	CreatedAt time.Time
+	// Schedule is a weekly table (pkg/week), PreRoll and PostRoll are seconds;
+	// they are kept while the mode has no use for them.
+	Schedule          string
+	PreRoll, PostRoll int
+	// Wanted: the cloud wants the stream to run on Hub, under session SID, which
+	// is open and the hub's while it is not empty.
+	Wanted bool
+	SID    vms.SID
+	// WantedBy and WantedUntil are of mode on_demand.
+	WantedBy    WantedBy
+	WantedUntil time.Time
+	CreatedAt   time.Time
 	// Deleted channels stay as tombstones, so that what comes late is known to
 	// be late; no method but PutRecording sees them.
+}
+
+// ModeChange is what a channel was to record from Since on, until the next one.
+type ModeChange struct {
+	Since    time.Time
+	Mode     Mode
+	Schedule string
+	TimeZone string // of its hub
 }
 
 // SessionState is where a session is in its life.
@@ -203,13 +252,16 @@ type Objects interface {
 	// PresignGet returns a URL that reads the object until it expires, and when
 	// that is. With a name, browsers save the object under it.
 	PresignGet(ctx context.Context, key string, expiry time.Duration, name string) (string, time.Time, error)
+	// PresignPut returns a URL to which one object of exactly this type can be
+	// put until it expires, and when that is.
+	PresignPut(ctx context.Context, key string, expiry time.Duration, contentType string) (string, time.Time, error)
 }
 
-// HubLink is the control line of a hub.
+// HubLink is the control line of a hub. Its methods do not block: a line that
+// cannot take a message is broken and closes.
 type HubLink interface {
-	// Command sends wire.Start or wire.Stop and waits for the Reply until ctx
-	// ends. vms.ErrUnavailable: the line went down meanwhile.
-	Command(ctx context.Context, m wire.SessionMessage) (wire.Reply, error)
+	// Send hands over a wire.Desired, wire.Command or wire.Broker.
+	Send(m wire.SessionMessage)
 	// Revoke tells the hub why and closes the line.
 	Revoke(why string)
 }

@@ -3,6 +3,7 @@ package nvr
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/zipato/vms/pkg/vms"
@@ -64,7 +65,7 @@ func (n *NVR) Recordings(ctx context.Context, acct vms.AccountID, id vms.Channel
 }
 
 // fillTimeline adds what lies between the recordings of a page.
-func (n *NVR) fillTimeline(ctx context.Context, p *Page, row ChannelRow, recs []vms.Recording, held []heldRange, unreachable []vms.TimeRange) error {
+func (n *NVR) fillTimeline(ctx context.Context, p *Page, row ChannelRow, recs []vms.Recording, held, unreachable []heldRange) error {
 	id := row.ID
 	w := vms.TimeRange{Start: p.From, End: p.To}
 	if !w.Start.Before(w.End) {
@@ -74,14 +75,29 @@ func (n *NVR) fillTimeline(ctx context.Context, p *Page, row ChannelRow, recs []
 	if err != nil {
 		return err
 	}
-	gaps, err := n.Store.Gaps(ctx, id, w.Start, w.End, maxGaps)
+	// What explains a hole may lie outside the page.
+	reach := w
+	if before != nil {
+		reach.Start = before.End
+	}
+	if after != nil {
+		reach.End = after.Start
+	}
+	gaps, err := n.Store.Gaps(ctx, id, reach.Start, reach.End, maxGaps)
 	if err != nil {
 		return err
 	}
 	if len(gaps) == maxGaps {
 		n.Log.Warn("too many gaps for one answer, some are left out", "channel", id, "from", w.Start, "to", w.End)
 	}
-	idle, err := n.Store.Idle(ctx, id, w.Start, w.End)
+	// Nothing is missing in the future: a table of hours need not be looked up
+	// for a page that reaches to the year 9999.
+	now := n.now()
+	until := now.Add(time.Minute)
+	if reach.End.Before(until) && after != nil {
+		until = reach.End
+	}
+	idle, err := n.idle(ctx, id, reach.Start.Add(-settleAfter), until.Add(settleBefore))
 	if err != nil {
 		return err
 	}
@@ -93,17 +109,20 @@ func (n *NVR) fillTimeline(ctx context.Context, p *Page, row ChannelRow, recs []
 	if after != nil {
 		all = append(all, *after)
 	}
-	if after == nil && row.Wanted {
-		for _, r := range n.silence(id, all, gaps, idle, held) {
-			if r.Duration() > n.UnreachableAfter {
-				unreachable = append(unreachable, r)
-			} else {
-				held = append(held, heldRange{TimeRange: r})
-			}
+	if after == nil && row.Wanted && !n.runs(id) {
+		silent := silence(now, all, gaps, idle, append(slices.Clone(held), unreachable...))
+		if len(silent) > 0 && now.Sub(silent[0].Start) > n.UnreachableAfter {
+			unreachable = append(unreachable, silent...)
+		} else {
+			held = append(held, silent...)
 		}
 	}
 	for _, r := range unreachable {
-		gaps = append(gaps, vms.Gap{ID: derivedID(r), Cause: vms.CauseHubUnreachable, TimeRange: r})
+		g := vms.Gap{ID: derivedID(r.TimeRange), Cause: vms.CauseHubUnreachable, TimeRange: r.TimeRange}
+		if r.chunks.Epoch != 0 {
+			g.Chunks = &r.chunks
+		}
+		gaps = append(gaps, g)
 	}
 	p.Gaps, p.Pending = timeline(w, all, after == nil, gaps, idle, held)
 	return nil
@@ -131,13 +150,11 @@ func (n *NVR) window(q RecordingQuery) (vms.TimeRange, error) {
 // stands on the timeline: hubs tell what they hold every few seconds.
 const silentAfter = 30 * time.Second
 
-// silence is the time from the last that is known of a channel until now, while
-// no hub runs it: pending, because a hub goes on recording without us, until it
-// has been away for so long that it is a gap.
-func (n *NVR) silence(id vms.ChannelID, recs []vms.Recording, gaps []vms.Gap, idle []vms.TimeRange, held []heldRange) []vms.TimeRange {
-	if n.runs(id) {
-		return nil
-	}
+// silence is the time from the last that is known of a wanted channel until now,
+// without those times when it was not to record: pending, because a hub that does
+// not speak to us goes on recording, until it has been away for so long that it
+// is a gap.
+func silence(now time.Time, recs []vms.Recording, gaps []vms.Gap, idle []vms.TimeRange, held []heldRange) []heldRange {
 	var last time.Time
 	known := func(t time.Time) {
 		if t.After(last) {
@@ -150,15 +167,25 @@ func (n *NVR) silence(id vms.ChannelID, recs []vms.Recording, gaps []vms.Gap, id
 	for _, g := range gaps {
 		known(g.End)
 	}
-	for _, r := range idle {
-		known(r.End)
-	}
 	for _, h := range held {
 		known(h.End)
 	}
-	now := n.now()
+	if last.IsZero() { // never a word: since it is wanted
+		for _, r := range idle {
+			if r.End.Before(now) && (last.IsZero() || r.End.Before(last)) {
+				last = r.End
+			}
+		}
+	}
 	if last.IsZero() || now.Sub(last) < silentAfter {
 		return nil
 	}
-	return []vms.TimeRange{{Start: last, End: now}}
+	since := vms.TimeRange{Start: last, End: now}
+	var out []heldRange
+	for _, r := range (ranges{since}).minus(settled(idle, since).union()) {
+		if r.End.Before(now) || r.Duration() >= silentAfter {
+			out = append(out, heldRange{TimeRange: r})
+		}
+	}
+	return out
 }

@@ -121,7 +121,7 @@ func TestRecordingsPages(t *testing.T) {
 		}
 	}
 	held := wire.HeldRange{Chunks: vms.ChunkRange{Epoch: 5, First: 271, Last: 280}, Start: end, End: end.Add(10 * time.Second)}
-	assign(t, w, s, &wire.SessionHello{Holding: []wire.HeldRange{held}}, newLink(true))
+	assign(t, w, s, &wire.SessionHello{Holding: []wire.HeldRange{held}}, newLink())
 
 	whole, err := w.Recordings(t.Context(), acct, c.ID, nvr.RecordingQuery{})
 	if err != nil {

@@ -10,7 +10,6 @@ import (
 	"github.com/zipato/vms/cloud/nvr"
 	"github.com/zipato/vms/cloud/nvr/nvrtest"
 	"github.com/zipato/vms/pkg/vms"
-	"github.com/zipato/vms/pkg/vmstest"
 	"github.com/zipato/vms/pkg/wire"
 )
 
@@ -81,7 +80,7 @@ func TestAssign(t *testing.T) {
 	}
 
 	// No worker: nothing to assign, but what is durable is said at once.
-	first := newLink(true)
+	first := newLink()
 	if a := assign(t, w, s, &wire.SessionHello{Holding: held}, first); a != nil {
 		t.Fatalf("Assign without a worker = %+v", a)
 	}
@@ -104,7 +103,7 @@ func TestAssign(t *testing.T) {
 
 	// A newer connection fences the older one and keeps its worker.
 	w.RegisterWorker(vms.WorkerInfo{ID: "w0", Instance: "i0", PushURL: "ws://w0/push/v1"})
-	second := newLink(true)
+	second := newLink()
 	a = assign(t, w, s, &wire.SessionHello{Worker: "i1", Holding: held}, second)
 	if a == nil || a.Worker != "w1" || a.Generation != 2 || len(a.Durable) != 1 || a.Durable[0] != want {
 		t.Errorf("assignment of the second connection = %+v", a)
@@ -141,8 +140,8 @@ func TestDeleteChannelEndsItsStream(t *testing.T) {
 	hub, _ := w.Hub(t, acct)
 	c := w.Channel(t, acct, hub)
 	s := session(t, w, c.ID, hub)
-	control, stream := newLink(true), newLink(true)
-	w.HubConnected(nvr.Session{Account: acct, Hub: hub}, control)
+	stream := newLink()
+	before := desired(t, w, hub).Revision
 	assign(t, w, s, &wire.SessionHello{}, stream)
 	r := w.Recording(c.ID, 5, 1, 30)
 	w.Objects.Put(r)
@@ -158,11 +157,11 @@ func TestDeleteChannelEndsItsStream(t *testing.T) {
 	if !slices.Equal(cut, []vms.SID{s.SID}) {
 		t.Errorf("the workers were told to cut off %v, want %v", cut, s.SID)
 	}
-	if _, ok := recv(t, control.told).(*wire.Stop); !ok {
-		t.Error("the hub was not told to stop")
+	if d := desired(t, w, hub); len(d.Streams) != 0 || d.Revision <= before {
+		t.Errorf("the hub is to do %+v, want nothing any more", d)
 	}
 	var ref *nvr.Refusal
-	if _, err := w.Assign(t.Context(), s, &wire.SessionHello{}, newLink(true)); !errors.As(err, &ref) || ref.Problem != wire.ProblemRevoked {
+	if _, err := w.Assign(t.Context(), s, &wire.SessionHello{}, newLink()); !errors.As(err, &ref) || ref.Problem != wire.ProblemRevoked {
 		t.Errorf("Assign after the deletion = %v, want revoked", err)
 	}
 	late := w.Recording(c.ID, 5, 31, 60) // the worker finishes what it had
@@ -178,69 +177,6 @@ func TestDeleteChannelEndsItsStream(t *testing.T) {
 	}
 }
 
-func TestStartAndStop(t *testing.T) {
-	w := nvrtest.New(t, nil)
-	hub, _ := w.Hub(t, acct)
-	ctx := t.Context()
-	without := w.Channel(t, acct, "")
-	if err := w.StartChannel(ctx, acct, without.ID, 0); !errors.Is(err, vms.ErrConflict) {
-		t.Errorf("start without a hub = %v, want ErrConflict", err)
-	}
-	c := w.Channel(t, acct, hub)
-	if err := w.StartChannel(ctx, acct, c.ID, 0); !errors.Is(err, vms.ErrConflict) {
-		t.Errorf("start with the hub offline = %v, want ErrConflict", err)
-	}
-	s := nvr.Session{Account: acct, Hub: hub}
-	refusing := newLink(false)
-	w.HubConnected(s, refusing)
-	if err := w.StartChannel(ctx, acct, c.ID, 0); !errors.Is(err, vms.ErrConflict) {
-		t.Errorf("start that the hub refuses = %v, want ErrConflict", err)
-	}
-	silent := newLink(true)
-	silent.silent = true
-	w.HubConnected(s, silent)
-	if err := w.StartChannel(ctx, acct, c.ID, time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("start without an answer = %v, want DeadlineExceeded", err)
-	}
-	if got, _ := w.NVR.Channel(ctx, acct, c.ID); got.Wanted || got.State != nvr.StateIdle {
-		t.Errorf("after failed starts channel = %+v, want idle", got)
-	}
-
-	good := newLink(true)
-	w.HubConnected(s, good)
-	for range 2 { // the second time is the same
-		if err := w.StartChannel(ctx, acct, c.ID, 0); err != nil {
-			t.Fatal(err)
-		}
-	}
-	msgs := good.sent()
-	a, b := msgs[0].(*wire.Start), msgs[1].(*wire.Start)
-	if a.SID != b.SID || a.ID == b.ID || a.NVRURL != w.NVRURL || a.Camera.URL != "rtsp://admin:hunter2@10.0.0.7/stream" {
-		t.Errorf("told %+v and %+v", a, b)
-	}
-	if _, err := wire.EncodeSession(a); err != nil {
-		t.Errorf("start is not valid: %v", err)
-	}
-	if got, _ := w.NVR.Channel(ctx, acct, c.ID); !got.Wanted || got.State != wire.StateStarting {
-		t.Errorf("after a start channel = %+v, want starting", got)
-	}
-	if x, err := w.Store.Session(ctx, a.SID); err != nil || x.Hub != hub || x.State != nvr.SessionOpen {
-		t.Errorf("declared session = %+v, %v", x, err)
-	}
-	if err := w.StopChannel(ctx, acct, c.ID, 0); err != nil {
-		t.Fatal(err)
-	}
-	if x, _ := w.Store.Session(ctx, a.SID); x.State != nvr.SessionEnded {
-		t.Errorf("after a stop the session is %s", x.State)
-	}
-	if err := w.StartChannel(ctx, acct, c.ID, 0); err != nil {
-		t.Fatal(err)
-	}
-	if d := good.sent()[3].(*wire.Start); d.SID == a.SID {
-		t.Error("a new start reuses the session that ended")
-	}
-}
-
 // An agent that ends, for an update or with its hub, says that its streams
 // stopped. What the cloud wanted all the while is missing then; what was
 // stopped by somebody is not.
@@ -251,9 +187,7 @@ func TestOnlyAStopThatSomebodyWantedIsNoGap(t *testing.T) {
 	}{
 		"agent ended": {func(*testing.T, *nvrtest.World, vms.ChannelID) {}, 1},
 		"stopped": {func(t *testing.T, w *nvrtest.World, id vms.ChannelID) {
-			if err := w.StopChannel(t.Context(), acct, id, 0); err != nil {
-				t.Fatal(err)
-			}
+			stop(t, w, id)
 		}, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -261,18 +195,11 @@ func TestOnlyAStopThatSomebodyWantedIsNoGap(t *testing.T) {
 			w.RegisterWorker(worker)
 			hub, _ := w.Hub(t, acct)
 			c := w.Channel(t, acct, hub)
-			line, l := newLink(true), newLink(true)
-			w.HubConnected(nvr.Session{Account: acct, Hub: hub}, line)
+			online(w, hub)
+			l := newLink()
 			start := func() nvr.Session {
 				t.Helper()
-				if err := w.StartChannel(t.Context(), acct, c.ID, 0); err != nil {
-					t.Fatal(err)
-				}
-				sent := line.sent()
-				s, err := w.Store.Session(t.Context(), sent[len(sent)-1].(*wire.Start).SID)
-				if err != nil {
-					t.Fatal(err)
-				}
+				s := start(t, w, c)
 				a := assign(t, w, s, &wire.SessionHello{}, l)
 				s.Generation = a.Generation
 				return s
@@ -315,16 +242,9 @@ func TestSilenceOfAWantedChannelIsTold(t *testing.T) {
 	w.RegisterWorker(worker)
 	hub, _ := w.Hub(t, acct)
 	c := w.Channel(t, acct, hub)
-	line, l := newLink(true), newLink(true)
-	w.HubConnected(nvr.Session{Account: acct, Hub: hub}, line)
-	if err := w.StartChannel(t.Context(), acct, c.ID, 0); err != nil {
-		t.Fatal(err)
-	}
-	sent := line.sent()
-	s, err := w.Store.Session(t.Context(), sent[len(sent)-1].(*wire.Start).SID)
-	if err != nil {
-		t.Fatal(err)
-	}
+	online(w, hub)
+	l := newLink()
+	s := start(t, w, c)
 	s.Generation = assign(t, w, s, &wire.SessionHello{}, l).Generation
 	r := w.Recording(c.ID, 1, 1, 30)
 	r.End = w.Clock.Now()
@@ -370,61 +290,20 @@ func TestSilenceOfAWantedChannelIsTold(t *testing.T) {
 	}
 }
 
-func TestHubThatComesBackIsAskedAgain(t *testing.T) {
-	vmstest.NoLeaks(t)
-	w := nvrtest.New(t, nil)
-	running(t, w)
-	hub, _ := w.Hub(t, acct)
-	started := w.Channel(t, acct, hub)
-	stopped := w.Channel(t, acct, hub)
-	s := nvr.Session{Account: acct, Hub: hub}
-	first := newLink(true)
-	w.HubConnected(s, first)
-	for _, id := range []vms.ChannelID{started.ID, stopped.ID} {
-		if err := w.StartChannel(t.Context(), acct, id, 0); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.StopChannel(t.Context(), acct, stopped.ID, 0); err != nil {
-		t.Fatal(err)
-	}
-	w.HubGone(s, first)
-	if h, _ := w.NVR.Hub(t.Context(), acct, hub); h.Online {
-		t.Error("the hub is online without a line")
-	}
-	spec := nvr.ChannelSpec{Name: "Always", Hub: hub, Mode: nvr.ModeContinuous, Camera: vms.Camera{Host: "10.0.0.8"}}
-	always, err := w.CreateChannel(t.Context(), acct, spec)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if always.State != wire.StateStarting || always.Problem == "" {
-		t.Errorf("a wanted channel of a hub that is offline = %+v", always)
-	}
-	second := newLink(true)
-	w.HubConnected(s, second)
-	got := map[vms.ChannelID]bool{}
-	for !got[started.ID] || !got[always.ID] { // each perhaps twice: start is idempotent
-		got[recv(t, second.told).(*wire.Start).Channel] = true
-	}
-	if len(got) != 2 {
-		t.Errorf("asked for %v, want the started and the continuous one only", got)
-	}
-}
-
 func TestStreamStateAndLive(t *testing.T) {
 	w := nvrtest.New(t, nil)
 	w.RegisterWorker(worker)
 	hub, _ := w.Hub(t, acct)
 	c := w.Channel(t, acct, hub)
 	s := session(t, w, c.ID, hub)
-	l := newLink(true)
+	l := newLink()
 	a := assign(t, w, s, &wire.SessionHello{}, l)
 	ctx := t.Context()
 	subCtx, unsubscribe := context.WithCancel(ctx)
 	events := w.Subscribe(subCtx, acct)
 	others := w.Subscribe(subCtx, "other")
 
-	if _, err := w.Live(ctx, acct, c.ID); !errors.Is(err, vms.ErrUnavailable) {
+	if _, err := w.Live(ctx, acct, c.ID, false); !errors.Is(err, vms.ErrUnavailable) {
 		t.Errorf("Live before the stream = %v, want ErrUnavailable", err)
 	}
 	if err := w.State(ctx, s, &wire.StreamState{State: wire.StateNoCamera, Problem: "No answer."}); err != nil {
@@ -445,7 +324,7 @@ func TestStreamStateAndLive(t *testing.T) {
 	if got, _ := w.NVR.Channel(ctx, acct, c.ID); got.State != wire.StateStreaming || !got.Streaming || got.Worker != "w1" || !got.StreamingSince.Equal(e.At) {
 		t.Errorf("channel = %+v, want streaming", got)
 	}
-	live, err := w.Live(ctx, acct, c.ID)
+	live, err := w.Live(ctx, acct, c.ID, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -480,8 +359,8 @@ func TestSlowSubscriberIsDropped(t *testing.T) {
 	events := w.Subscribe(t.Context(), acct)
 	s := nvr.Session{Account: acct, Hub: "hub_x"}
 	for range 300 {
-		l := newLink(true)
-		w.HubConnected(s, l)
+		l := newLink()
+		w.HubConnected(s, "boot_1", l)
 		w.HubGone(s, l)
 	}
 	n := 0

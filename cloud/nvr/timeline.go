@@ -25,6 +25,8 @@ const (
 // recs are the recordings of the window by start, with the neighbour on either
 // side of it if there is one; declared are the gaps that hubs reported; idle
 // is when nobody wanted the channel to record; held is what hubs still have.
+// Idle explains a hole and nothing else: what was recorded, lost or is pending
+// then was recorded all the same.
 //
 // A hole between two recordings that nothing explains becomes a gap of its
 // own: between two epochs the agent restarted; inside one the cause is unknown.
@@ -68,10 +70,14 @@ func timeline(window vms.TimeRange, recs []vms.Recording, newest bool, declared 
 	explained := append(slices.Clone(taken), pending...)
 	missing := holes(recs)
 	if newest {
-		missing = append(missing, holesBehind(recs, held)...)
+		missing = append(missing, holesBehind(recs, held, declared)...)
 	}
 	for _, h := range missing {
-		explained := append(slices.Clone(explained), settled(idle, h.TimeRange)...).union()
+		explained := slices.Clone(explained)
+		if !lostChunks(h, declared, held) {
+			explained = append(explained, settled(idle, h.TimeRange)...)
+		}
+		explained = explained.union()
 		for _, p := range clip(h.TimeRange, window).minus(explained).visible() {
 			gaps = append(gaps, vms.Gap{ID: derivedID(p), Cause: h.cause, TimeRange: p, Chunks: h.chunks})
 		}
@@ -106,15 +112,43 @@ func holes(recs []vms.Recording) []hole {
 	return out
 }
 
-// holesBehind lists the times between the last recording and what hubs hold
-// behind it, and between that, where the epoch changes: inside one, what is
-// neither held nor recorded may only not be registered yet.
-func holesBehind(recs []vms.Recording, held []heldRange) []hole {
+// lostChunks reports whether chunks were made in a hole that nobody has and
+// nobody has declared: it was no idle time then, whatever was wanted.
+func lostChunks(h hole, declared []vms.Gap, held []heldRange) bool {
+	if h.chunks == nil {
+		return false
+	}
+	var lost vms.ChunkSet
+	lost.Add(*h.chunks)
+	for _, g := range declared {
+		if g.Chunks != nil {
+			lost.Remove(*g.Chunks)
+		}
+	}
+	for _, r := range held {
+		lost.Remove(r.chunks)
+	}
+	return lost.Len() > 0
+}
+
+// holesBehind lists the times between the last recording and what hubs hold or
+// declare behind it, and between that, where the epoch changes: inside one, what
+// is neither held nor recorded may only not be registered yet. A gap without
+// chunks, such as a camera's absence, begins where its hub's footage ended: what
+// is missing before it is missing.
+func holesBehind(recs []vms.Recording, held []heldRange, declared []vms.Gap) []hole {
 	var last heldRange
 	if k := len(recs) - 1; k >= 0 {
 		last = heldRange{vms.TimeRange{Start: recs[k].Start, End: recs[k].End}, recs[k].Chunks}
 	}
 	held = slices.Clone(held)
+	for _, g := range declared {
+		h := heldRange{TimeRange: g.TimeRange}
+		if g.Chunks != nil {
+			h.chunks = *g.Chunks
+		}
+		held = append(held, h)
+	}
 	slices.SortStableFunc(held, func(a, b heldRange) int { return a.Start.Compare(b.Start) })
 	var out []hole
 	for _, h := range held {
@@ -122,7 +156,10 @@ func holesBehind(recs []vms.Recording, held []heldRange) []hole {
 			out = append(out, hole{TimeRange: vms.TimeRange{Start: last.End, End: h.Start}, cause: vms.CauseAgentRestarted})
 		}
 		if h.End.After(last.End) {
-			last = h
+			epoch := last.chunks.Epoch
+			if last = h; last.chunks.Epoch == 0 {
+				last.chunks.Epoch = epoch // whoever comes next in the same epoch is no restart
+			}
 		}
 	}
 	return out

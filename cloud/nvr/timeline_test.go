@@ -89,6 +89,24 @@ func TestTimeline(t *testing.T) {
 			want: "g1 camera_offline 30-42",
 		},
 		{
+			name: "before an absence that nothing follows yet, too",
+			recs: []vms.Recording{recorded(1, 0, 30, 1, 30)},
+			gaps: []vms.Gap{declared("g1", 42, 60)},
+			want: "derived agent_restarted 30-42; g1 camera_offline 42-60",
+		},
+		{
+			name: "an absence that begins where the recording ends leaves nothing over",
+			recs: []vms.Recording{recorded(1, 0, 30, 1, 30)},
+			gaps: []vms.Gap{declared("g1", 30, 60)},
+			want: "g1 camera_offline 30-60",
+		},
+		{
+			name: "with recordings to follow, theirs is the word",
+			recs: []vms.Recording{recorded(1, 0, 30, 1, 30)}, more: true,
+			gaps: []vms.Gap{declared("g1", 42, 60)},
+			want: "g1 camera_offline 42-60",
+		},
+		{
 			name: "what a declared gap leaves over is derived",
 			recs: []vms.Recording{recorded(1, 0, 30, 1, 30), recorded(2, 42, 60, 1, 18)},
 			gaps: []vms.Gap{declared("g1", 30, 35)},

@@ -6,6 +6,7 @@ import (
 
 	"github.com/zipato/vms/pkg/token"
 	"github.com/zipato/vms/pkg/vms"
+	"github.com/zipato/vms/pkg/wire"
 )
 
 // Hub is a device of an account that runs the agent.
@@ -19,8 +20,27 @@ type Hub struct {
 	// EnrolledAt and RevokedAt are zero until it happens.
 	EnrolledAt time.Time
 	RevokedAt  time.Time
-	// Online: its control line is up. Known to the NVR only, never stored.
+	// TimeZone is an IANA name; empty: UTC. Schedules are in it.
+	TimeZone string
+	Limits   wire.HubLimits
+	// Revision is that of what the hub should do now (wire.Desired); 0: it was
+	// never told anything.
+	Revision int64
+
+	// Online: it can be told something now, in whichever way. What follows is
+	// known to the NVR only, never stored.
 	Online bool
+	// MQTT: it says over MQTT that it is there.
+	MQTT bool
+	// Reported is the newest that it said of itself, or nil. Nobody writes to it.
+	Reported *wire.Reported
+}
+
+// HubPatch changes the fields that are not nil.
+type HubPatch struct {
+	Name     *string
+	TimeZone *string // empty: UTC
+	Uplink   *string // HubLimits.Uplink; empty: what the agent was started with
 }
 
 // Enrolment is what a hub learns when its code was good.
@@ -32,22 +52,50 @@ type Enrolment struct {
 }
 
 // Mode says when a channel records.
-type Mode string
+type Mode = wire.Mode
 
 const (
-	// ModeOnDemand records from a start to a stop.
-	ModeOnDemand Mode = "on_demand"
+	// ModeOnDemand records from a start, or the first viewer, to a stop, the end
+	// of the time given, or the last viewer's leaving.
+	ModeOnDemand = wire.ModeOnDemand
 	// ModeContinuous records from the moment the channel has a hub. A stop
-	// holds until the next start.
-	ModeContinuous Mode = "continuous"
+	// holds until the next start, as it does in the modes that follow.
+	ModeContinuous = wire.ModeContinuous
+	// ModeScheduled records when a weekly table in the hub's time zone says so.
+	ModeScheduled = wire.ModeScheduled
+	// ModeEvent records around events, from a little before to a little after.
+	ModeEvent = wire.ModeEvent
+)
+
+// WantedBy says who wants a channel of mode on_demand to run.
+type WantedBy string
+
+const (
+	// WantedByMode: nobody; or the mode itself, when that is not on_demand.
+	WantedByMode WantedBy = ""
+	// WantedByRequest: somebody started it, and it runs until it is stopped or
+	// its time is over.
+	WantedByRequest WantedBy = "request"
+	// WantedByViewer: it runs while somebody looks on.
+	WantedByViewer WantedBy = "viewer"
+)
+
+// Seconds before and after an event that are recorded, unless a channel says otherwise.
+const (
+	DefaultPreRoll, MaxPreRoll   = 5, 60
+	DefaultPostRoll, MaxPostRoll = 30, 600
 )
 
 // ChannelSpec is what a channel is made from.
 type ChannelSpec struct {
-	Name   string
-	Hub    vms.HubID // may be empty: streams then start with a token only
-	Mode   Mode      // empty: on_demand
-	Camera vms.Camera
+	Name string
+	Hub  vms.HubID // may be empty: streams then start with a token only
+	Mode Mode      // empty: on_demand
+	// Schedule is a weekly table (pkg/week); mode scheduled needs one.
+	Schedule string
+	// PreRoll and PostRoll are seconds; nil: the defaults.
+	PreRoll, PostRoll *int
+	Camera            vms.Camera
 }
 
 // ChannelPatch changes the fields that are not nil. Camera replaces all camera
@@ -55,15 +103,21 @@ type ChannelSpec struct {
 // the address stay what they were, so that a stored password is never sent to
 // another host.
 type ChannelPatch struct {
-	Name   *string
-	Hub    *vms.HubID
-	Mode   *Mode
-	Camera *vms.Camera
+	Name *string
+	Hub  *vms.HubID
+	Mode *Mode
+	// Schedule is nil to keep it; empty is none.
+	Schedule          *string
+	PreRoll, PostRoll *int
+	Camera            *vms.Camera
 }
 
-// StateIdle is the state of a channel that nobody streams; the other states
-// are the wire.State words.
-const StateIdle = "idle"
+// States of a channel that nobody streams; the other states are the wire.State words.
+const (
+	StateIdle = "idle"
+	// StateWaiting: it is wanted, and waits for its hours or for an event.
+	StateWaiting = "waiting"
+)
 
 // Channel is a camera's registration, as its account sees it.
 type Channel struct {
@@ -72,17 +126,29 @@ type Channel struct {
 	Name    string
 	Hub     vms.HubID
 	Mode    Mode
+	// Schedule is of mode scheduled, PreRoll and PostRoll, in seconds, of mode event.
+	Schedule          string
+	PreRoll, PostRoll int
 	// Camera never has a password, neither in its field nor in its URL.
 	Camera vms.Camera
 	// HasPassword: one is stored.
 	HasPassword bool
-	// Wanted: the cloud wants this channel's stream to run.
-	Wanted    bool
-	CreatedAt time.Time
+	// Wanted: the cloud wants this channel's stream to run, when its mode says so.
+	Wanted bool
+	// WantedBy says who wants a channel on demand, WantedUntil when that ends by
+	// itself; zero: when it is stopped.
+	WantedBy    WantedBy
+	WantedUntil time.Time
+	CreatedAt   time.Time
 
-	// State is a wire.State word or StateIdle; Problem a sentence, or empty.
+	// State is a wire.State word, StateIdle or StateWaiting; Problem a sentence, or empty.
 	State   string
 	Problem string
+	// Sync says whether the hub does what is wanted, as it reported last; empty:
+	// it has not.
+	Sync wire.SyncState
+	// Recording: the hub says that it records now.
+	Recording bool
 	// Streaming: a worker receives it, since StreamingSince.
 	Streaming      bool
 	StreamingSince time.Time
@@ -101,6 +167,27 @@ type StreamToken struct {
 type LiveURLs struct {
 	MSE       string
 	ExpiresAt time.Time
+}
+
+// StartOptions says how a channel is to be started or stopped.
+type StartOptions struct {
+	// Timeout ends a channel on demand by itself; 0: it runs until it is stopped.
+	Timeout time.Duration
+	// Wait is how long to wait for the hub to say how it went; 0: not at all.
+	Wait time.Duration
+	// Queue takes the order although the hub is offline: it is obeyed when the
+	// hub hears of it.
+	Queue bool
+}
+
+// StartResult is what became of an order to start or stop.
+type StartResult struct {
+	// Revision is that of the document from which the hub learns of it, or a later one.
+	Revision int64
+	// HubOnline: the hub was there when the order was taken.
+	HubOnline bool
+	// Report is the hub's answer, when it was waited for.
+	Report *wire.ReportedItem
 }
 
 // RecordingQuery asks for the timeline of [From, To). Cursor comes from the

@@ -35,13 +35,6 @@ func validName(field, name string) error {
 	return nil
 }
 
-func validMode(m Mode) error {
-	if m != ModeOnDemand && m != ModeContinuous {
-		return fieldError("mode", "must be %q or %q", ModeOnDemand, ModeContinuous)
-	}
-	return nil
-}
-
 // cleanCamera checks what an account gave, and moves credentials out of the
 // URL into their fields.
 func cleanCamera(c vms.Camera) (vms.Camera, error) {

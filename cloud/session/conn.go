@@ -50,7 +50,6 @@ type conn struct {
 	code    websocket.StatusCode
 	reason  string
 	heard   chan struct{} // closed and replaced with every message
-	replies map[string]chan wire.Reply
 }
 
 var (
@@ -67,7 +66,7 @@ func newConn(h *Handler, s nvr.Session) *conn {
 	return &conn{
 		h: h, s: s, log: log, ctx: ctx, kill: kill,
 		out: make(chan []byte, queue), quit: make(chan struct{}), gone: make(chan struct{}), greeted: make(chan struct{}),
-		heard: make(chan struct{}), replies: make(map[string]chan wire.Reply),
+		heard: make(chan struct{}),
 	}
 }
 
@@ -122,7 +121,7 @@ func (c *conn) read(ctx context.Context, ws *websocket.Conn) error {
 	}
 	c.log.Info("session open", "agent", hello.Agent, "boot", hello.Boot)
 	if c.s.SID == "" {
-		c.h.NVR.HubConnected(c.s, c)
+		c.h.NVR.HubConnected(c.s, c.boot, c)
 		defer c.h.NVR.HubGone(c.s, c)
 	} else {
 		a, err := c.h.NVR.Assign(ctx, c.s, hello, c)
@@ -183,11 +182,7 @@ func (c *conn) handle(ctx context.Context, m wire.SessionMessage) error {
 		return nil
 	}
 	if c.s.SID == "" {
-		if r, ok := m.(*wire.Reply); ok {
-			c.reply(*r)
-			return nil
-		}
-		return violation("message that does not belong on a control line")
+		return c.handleControl(ctx, m)
 	}
 	switch m := m.(type) {
 	case *wire.Holding:
@@ -212,6 +207,22 @@ func (c *conn) handle(ctx context.Context, m wire.SessionMessage) error {
 		return err
 	}
 	return violation("message that does not belong on a stream's session")
+}
+
+// handleControl does what a message on a control line asks for.
+func (c *conn) handleControl(ctx context.Context, m wire.SessionMessage) error {
+	switch m := m.(type) {
+	case *wire.Reported:
+		if m.Hub != c.s.Hub {
+			return violation("report of another hub")
+		}
+		c.h.NVR.HubReported(ctx, c.s, m)
+		return nil
+	case *wire.CommandReply:
+		c.h.NVR.CommandReplied(m, c.s.Hub)
+		return nil
+	}
+	return violation("message that does not belong on a control line")
 }
 
 // write sends what is queued, and a ping when it is time.
@@ -258,7 +269,7 @@ func (c *conn) write(ctx context.Context, ws *websocket.Conn) {
 	}
 }
 
-// Send implements nvr.StreamLink. An agent that does not read is cut off.
+// Send implements nvr.StreamLink and nvr.HubLink. An agent that does not read is cut off.
 func (c *conn) Send(m wire.SessionMessage) {
 	data, err := wire.EncodeSession(m)
 	if err != nil {
@@ -281,48 +292,6 @@ func (c *conn) Revoke(why string) {
 
 // Replace implements nvr.StreamLink.
 func (c *conn) Replace() { c.stop(websocket.StatusGoingAway, "replaced by a newer connection") }
-
-// Command implements nvr.HubLink.
-func (c *conn) Command(ctx context.Context, m wire.SessionMessage) (wire.Reply, error) {
-	var id string
-	switch m := m.(type) {
-	case *wire.Start:
-		id = m.ID
-	case *wire.Stop:
-		id = m.ID
-	default:
-		return wire.Reply{}, fmt.Errorf("%w: %T is no command", vms.ErrInvalid, m)
-	}
-	ch := make(chan wire.Reply, 1)
-	c.mu.Lock()
-	c.replies[id] = ch
-	c.mu.Unlock()
-	defer func() {
-		c.mu.Lock()
-		delete(c.replies, id)
-		c.mu.Unlock()
-	}()
-	c.Send(m)
-	select {
-	case r := <-ch:
-		return r, nil
-	case <-ctx.Done():
-		return wire.Reply{}, ctx.Err()
-	case <-c.gone:
-		return wire.Reply{}, fmt.Errorf("%w: the hub went offline meanwhile", vms.ErrUnavailable)
-	}
-}
-
-// reply hands an answer to whoever waits; one that comes too late is dropped.
-func (c *conn) reply(r wire.Reply) {
-	c.mu.Lock()
-	ch := c.replies[r.ID]
-	delete(c.replies, r.ID)
-	c.mu.Unlock()
-	if ch != nil {
-		ch <- r
-	}
-}
 
 // answers reports whether anything is heard within d after a ping.
 func (c *conn) answers(ctx context.Context, d time.Duration) bool {

@@ -31,8 +31,10 @@ type NVR interface {
 	Nonce() string
 	CheckHandshake(ctx context.Context, h nvr.Handshake) (nvr.Session, error)
 
-	HubConnected(s nvr.Session, link nvr.HubLink)
+	HubConnected(s nvr.Session, boot string, link nvr.HubLink)
 	HubGone(s nvr.Session, link nvr.HubLink)
+	HubReported(ctx context.Context, s nvr.Session, r *wire.Reported)
+	CommandReplied(r *wire.CommandReply, hub vms.HubID)
 
 	Assign(ctx context.Context, s nvr.Session, hello *wire.SessionHello, link nvr.StreamLink) (*wire.Assign, error)
 	Detach(s nvr.Session, link nvr.StreamLink)
@@ -66,6 +68,8 @@ type Config struct {
 const (
 	addressRate, addressBurst = 20, 400
 	hubRate, hubBurst         = 5, 200
+	// What time it is, a hub asks when it wakes up, until it has an answer.
+	timeRate, timeBurst = 2, 60
 )
 
 // Handler serves GET /session/v1. Make it with New.
@@ -73,6 +77,7 @@ type Handler struct {
 	Config
 	addresses *limiters
 	hubs      *limiters
+	times     *limiters
 
 	mu       sync.Mutex
 	closed   bool
@@ -105,6 +110,7 @@ func New(c Config) *Handler {
 		Config:    c,
 		addresses: newLimiters(addressRate, addressBurst),
 		hubs:      newLimiters(hubRate, hubBurst),
+		times:     newLimiters(timeRate, timeBurst),
 		conns:     make(map[*conn]struct{}),
 		controls:  make(map[vms.HubID]*conn),
 		streams:   make(map[vms.SID]*conn),

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/ed25519"
 	"errors"
+	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -434,23 +436,52 @@ func TestEndedSessionStillDelivers(t *testing.T) {
 
 func TestControlLine(t *testing.T) {
 	s := start(t, func(c *session.Config) { c.ProbeWithin = 200 * time.Millisecond })
+	s.NVR.Broker = func(hub vms.HubID) wire.Broker { return wire.Broker{URL: "mqtts://mq:8883", Username: string(hub)} }
 	h := s.hub(t, acct)
 	ch := s.Channel(t, acct, h.id)
-	c := h.open(t, request{}, &wire.SessionHello{})
+	c := h.open(t, request{}, &wire.SessionHello{Boot: "boot_1"})
 	online := func() bool {
 		got, err := s.NVR.Hub(t.Context(), acct, h.id)
 		return err == nil && got.Online
 	}
 	eventually(t, "the hub is online", online)
 
-	done := make(chan error)
-	go func() { done <- s.StartChannel(t.Context(), acct, ch.ID, 10*time.Second) }()
-	cmd := expect[*wire.Start](t, c)
-	if cmd.Camera.Password != "hunter2" || cmd.Channel != ch.ID {
-		t.Errorf("start %+v", cmd)
+	// It is told where the broker is and what to do, and what changes.
+	if b := expect[*wire.Broker](t, c); b.Username != string(h.id) {
+		t.Errorf("broker %+v", b)
 	}
-	send(t, c, &wire.Reply{ID: "cmd_other", OK: true}) // nobody waits for this
-	send(t, c, &wire.Reply{ID: cmd.ID, OK: true})
+	d := expect[*wire.Desired](t, c)
+	if d.Hub != h.id || len(d.Streams) != 1 || d.Streams[0].Channel != ch.ID || d.Streams[0].Active {
+		t.Errorf("desired %+v", d)
+	}
+	done := make(chan error)
+	go func() {
+		_, err := s.StartChannel(t.Context(), acct, ch.ID, nvr.StartOptions{Wait: 10 * time.Second})
+		done <- err
+	}()
+	for !d.Streams[0].Active {
+		d = expect[*wire.Desired](t, c)
+	}
+	report := &wire.Reported{Hub: h.id, Boot: "boot_1", Online: true, Serial: 1, Revision: d.Revision, State: wire.InSync, Streams: []wire.ReportedItem{
+		{Channel: ch.ID, SID: d.Streams[0].SID, Origin: wire.OriginCloud, Mode: d.Streams[0].Mode, State: wire.InSync, Running: true},
+	}}
+	send(t, c, report)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+
+	// A command is answered by whoever answers first.
+	go func() {
+		r, err := s.Command(t.Context(), acct, h.id, wire.Command{Kind: wire.CommandDrain}, 10*time.Second)
+		if err == nil && r.Problem != "no" {
+			err = fmt.Errorf("answered %+v", r)
+		}
+		done <- err
+	}()
+	cmd := expect[*wire.Command](t, c)
+	send(t, c, &wire.CommandReply{ID: "cmd_other", OK: true}) // nobody waits for this
+	send(t, c, &wire.CommandReply{ID: cmd.ID, Problem: "no"})
+	send(t, c, &wire.CommandReply{ID: cmd.ID, OK: true})
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
@@ -469,20 +500,13 @@ func TestControlLine(t *testing.T) {
 	}
 	<-answering
 
-	// The line that goes down ends the command that waits on it.
-	go func() { done <- s.StopChannel(t.Context(), acct, ch.ID, 10*time.Second) }()
-	expect[*wire.Stop](t, c)
 	// When the first does not answer any more, the second takes its place, and
-	// is asked for what is wanted.
-	c2 := h.open(t, request{}, &wire.SessionHello{})
-	if err := <-done; !errors.Is(err, vms.ErrUnavailable) {
-		t.Errorf("StopChannel = %v when the line broke, want ErrUnavailable", err)
+	// is told what to do.
+	c2 := h.open(t, request{}, &wire.SessionHello{Boot: "boot_2"})
+	expect[*wire.Broker](t, c2)
+	if again := expect[*wire.Desired](t, c2); again.Revision != d.Revision || again.Streams[0].SID != d.Streams[0].SID {
+		t.Errorf("told %+v, want what the first was told", again)
 	}
-	again := expect[*wire.Start](t, c2)
-	if again.SID != cmd.SID {
-		t.Errorf("asked again with session %s, want %s", again.SID, cmd.SID)
-	}
-	send(t, c2, &wire.Reply{ID: again.ID, OK: true})
 	if err := s.RevokeHub(t.Context(), acct, h.id); err != nil {
 		t.Fatal(err)
 	}
@@ -492,6 +516,46 @@ func TestControlLine(t *testing.T) {
 		_, resp, err := h.dial(t, request{})
 		return err != nil && resp.StatusCode == http.StatusGone
 	})
+}
+
+// What time it is, anybody may ask, but not without end.
+func TestTime(t *testing.T) {
+	clock := nvrtest.NewClock()
+	s := start(t, func(c *session.Config) { c.Clock = clock.Now })
+	hs := httptest.NewServer(s.handler.TimeHandler())
+	defer hs.Close()
+	ask := func() *http.Response {
+		t.Helper()
+		resp, err := hs.Client().Get(hs.URL + "/time/v1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp
+	}
+	resp := ask()
+	body, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if want := "{\"server_time\":\"2026-11-03T12:00:00.123456Z\"}\n"; err != nil || string(body) != want || resp.StatusCode != 200 ||
+		resp.Header.Get("Content-Type") != "application/json" || resp.Header.Get("Cache-Control") != "no-store" {
+		t.Errorf("%d %s %v, want %s", resp.StatusCode, body, resp.Header, want)
+	}
+	for range 200 {
+		resp := ask()
+		resp.Body.Close()
+		if resp.StatusCode == http.StatusServiceUnavailable {
+			if resp.Header.Get("Retry-After") == "" || resp.Header.Get("Content-Type") != problem.ContentType {
+				t.Errorf("refused with %v", resp.Header)
+			}
+			clock.Add(time.Minute) // and it has rested
+			if resp := ask(); resp.StatusCode != 200 {
+				t.Errorf("after a minute: %d", resp.StatusCode)
+			} else {
+				resp.Body.Close()
+			}
+			return
+		}
+	}
+	t.Error("200 questions at once were all answered")
 }
 
 func TestBadPeersAreClosed(t *testing.T) {
@@ -508,6 +572,8 @@ func TestBadPeersAreClosed(t *testing.T) {
 		{"garbage", websocket.MessageText, []string{"}{"}, websocket.StatusPolicyViolation},
 		{"unknown type", websocket.MessageText, []string{hello, `{"type":"launch"}`}, websocket.StatusPolicyViolation},
 		{"hello twice", websocket.MessageText, []string{hello, hello}, websocket.StatusPolicyViolation},
+		{"a report of another hub", websocket.MessageText, []string{hello, `{"type":"reported","hub":"hub_other","boot":"b","online":true,"serial":1}`}, websocket.StatusPolicyViolation},
+		{"an order on the control line", websocket.MessageText, []string{hello, `{"type":"broker"}`}, websocket.StatusPolicyViolation},
 		{"a stream's message on the control line", websocket.MessageText, []string{hello, `{"type":"state","state":"streaming"}`}, websocket.StatusPolicyViolation},
 		{"too large", websocket.MessageText, []string{hello, `{"type":"pong","x":"` + strings.Repeat("x", wire.MaxControl) + `"}`}, websocket.StatusMessageTooBig},
 		{"silent before hello", websocket.MessageText, nil, -1},

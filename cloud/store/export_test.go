@@ -35,6 +35,9 @@ var PartQueries = []string{
 	`SELECT channel_id, epoch, MAX(end_at), MAX(registered_at) FROM recordings WHERE ` + isPart + ` GROUP BY channel_id, epoch ORDER BY channel_id, epoch`,
 }
 
+// HubQueries are asked every second, or with every change.
+var HubQueries = map[string]string{"hubs_dirty": dirtyHubs, "channels_transient": transientChannels}
+
 // Plan says how a query is run.
 func Plan(ctx context.Context, s *Store, query string) (string, error) {
 	steps, err := list(ctx, s.r, func(r scanner) (string, error) {

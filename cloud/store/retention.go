@@ -54,11 +54,25 @@ func (s *Store) Forget(ctx context.Context, cutoff, unclaimed time.Time) error {
 			if _, err := exec(ctx, tx, `DELETE FROM idle WHERE end_at <> 0 AND end_at < $1`, micros(cutoff)); err != nil {
 				return err
 			}
+			// A mode ends where the next one begins.
+			if _, err := exec(ctx, tx, `DELETE FROM modes WHERE EXISTS (SELECT 1 FROM modes AS n
+				WHERE n.channel_id = modes.channel_id AND n.since_at > modes.since_at AND n.since_at < $1)`, micros(cutoff)); err != nil {
+				return err
+			}
 		}
 		if _, err := exec(ctx, tx, `DELETE FROM sessions WHERE hub_id IS NULL AND created_at < $1`, micros(unclaimed)); err != nil {
 			return err
 		}
 		_, err := exec(ctx, tx, `UPDATE hubs SET code_hash = NULL WHERE code_hash IS NOT NULL AND code_expires_at < $1`, micros(unclaimed))
+		return err
+	})
+}
+
+// Discard implements nvr.Store.
+func (s *Store) Discard(ctx context.Context, key string, now, notBefore time.Time) error {
+	return s.write(ctx, func(tx *sql.Tx) error {
+		_, err := exec(ctx, tx, `INSERT INTO garbage (object_key, created_at, not_before) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
+			key, micros(now), micros(notBefore))
 		return err
 	})
 }

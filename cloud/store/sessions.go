@@ -24,15 +24,17 @@ func scanSession(r scanner) (nvr.Session, error) {
 
 // CreateSession implements nvr.Store.
 func (s *Store) CreateSession(ctx context.Context, n nvr.Session) error {
-	return s.write(ctx, func(tx *sql.Tx) error {
-		rows, err := exec(ctx, tx, `INSERT INTO sessions (sid, account_id, channel_id, hub_id, state, created_at)
-			SELECT $1, account_id, id, $2, $3, $4 FROM channels WHERE id = $5 AND account_id = $6 AND deleted_at = 0`,
-			n.SID, nullable(n.Hub), n.State, micros(n.CreatedAt), n.Channel, n.Account)
-		if err == nil && rows == 0 {
-			return vms.ErrNotFound
-		}
-		return err
-	})
+	return s.write(ctx, func(tx *sql.Tx) error { return createSession(ctx, tx, n) })
+}
+
+func createSession(ctx context.Context, tx *sql.Tx, n nvr.Session) error {
+	rows, err := exec(ctx, tx, `INSERT INTO sessions (sid, account_id, channel_id, hub_id, state, created_at)
+		SELECT $1, account_id, id, $2, $3, $4 FROM channels WHERE id = $5 AND account_id = $6 AND deleted_at = 0`,
+		n.SID, nullable(n.Hub), n.State, micros(n.CreatedAt), n.Channel, n.Account)
+	if err == nil && rows == 0 {
+		return vms.ErrNotFound
+	}
+	return err
 }
 
 // Session implements nvr.Store.
@@ -59,10 +61,12 @@ func (s *Store) BindSession(ctx context.Context, sid vms.SID, hub vms.HubID) (ou
 
 // EndSession implements nvr.Store.
 func (s *Store) EndSession(ctx context.Context, sid vms.SID) error {
-	return s.write(ctx, func(tx *sql.Tx) error {
-		_, err := exec(ctx, tx, `UPDATE sessions SET state = 'ended' WHERE sid = $1 AND state = 'open'`, sid)
-		return err
-	})
+	return s.write(ctx, func(tx *sql.Tx) error { return endSession(ctx, tx, sid) })
+}
+
+func endSession(ctx context.Context, tx *sql.Tx, sid vms.SID) error {
+	_, err := exec(ctx, tx, `UPDATE sessions SET state = 'ended' WHERE sid = $1 AND state = 'open'`, sid)
+	return err
 }
 
 // NextGeneration implements nvr.Store.

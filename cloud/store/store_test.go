@@ -115,6 +115,12 @@ func TestSQLiteUpgradesFromTheFirstSchema(t *testing.T) {
 	if c, err := s.Channel(ctx, "ch_1"); err != nil || c.Camera.Host != "10.0.0.7" || !c.Wanted || len(c.Secret) != 3 {
 		t.Errorf("Channel = %+v, %v", c, err)
 	}
+	if hubs, err := s.DirtyHubs(ctx); err != nil || len(hubs) != 1 {
+		t.Errorf("DirtyHubs = %v, %v: the hub was never told over MQTT what to do", hubs, err)
+	}
+	if h, rows, err := s.DesiredChannels(ctx, "hub_1"); err != nil || h.Revision != 1 || len(rows) != 1 || rows[0].PreRoll != 5 || rows[0].PostRoll != 30 {
+		t.Errorf("DesiredChannels = %+v, %+v, %v", h, rows, err)
+	}
 	if g, err := s.NextGeneration(ctx, "sid_1"); err != nil || g != 8 {
 		t.Errorf("NextGeneration = %d, %v, want 8", g, err)
 	}
@@ -146,6 +152,17 @@ func TestSQLiteFindsPartsByTheirIndex(t *testing.T) {
 	for _, query := range store.PartQueries {
 		plan, err := store.Plan(t.Context(), s, query)
 		if err != nil || !strings.Contains(plan, "recordings_parts") {
+			t.Errorf("plan of %s: %s, %v", query, plan, err)
+		}
+	}
+}
+
+// What is asked all the time does not look at every hub and channel.
+func TestSQLiteFindsWhatIsToBeDoneByItsIndex(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "vms.db"))
+	for index, query := range store.HubQueries {
+		plan, err := store.Plan(t.Context(), s, query)
+		if err != nil || !strings.Contains(plan, index) {
 			t.Errorf("plan of %s: %s, %v", query, plan, err)
 		}
 	}

@@ -580,6 +580,7 @@ type nvr struct {
 	tries     int
 	asked     int // calls of Parts
 	rows      map[string]vms.Recording
+	viewers   []string      // what was told of them
 	gone      bool          // no hub continues any part
 	hold      chan struct{} // registrations of parts wait for it, while it is set
 }
@@ -697,6 +698,22 @@ func (n *nvr) AbandonedParts(_ context.Context, limit int) (out []vms.Recording,
 		}
 	}
 	return out, nil
+}
+
+func (n *nvr) Viewers(_ context.Context, ch vms.ChannelID, viewers int) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.viewers = append(n.viewers, fmt.Sprintf("%s %d", ch, viewers))
+	return n.fail
+}
+
+// heardViewers returns what was told of viewers since it was asked last.
+func (n *nvr) heardViewers() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	out := n.viewers
+	n.viewers = nil
+	return out
 }
 
 func (n *nvr) set(f func(*nvr)) {

@@ -184,6 +184,69 @@ func TestATakeoverIsSeamless(t *testing.T) {
 	}
 }
 
+// TestATakeoverKeepsSpansApart: two spans in a row number their recordings
+// alike. What another worker stored of the second one's is not appended to the
+// first one's, which this worker has open and which ends right before it.
+func TestATakeoverKeepsSpansApart(t *testing.T) {
+	cs := tape(t, 1, 1, 20, 300)
+	cs[5].Flags |= vms.FlagFirst // another span, which counts from 0 again
+	want := alone(t, cs)
+	for stored := 6; stored < 10; stored++ { // the last chunk that the other one stored
+		for at := 1; at <= 5; at++ { // the last that this one had
+			inBubble(t, func(r *rig) {
+				b := r.another()
+				defer b.shutdown()
+				h := newHub(r, cs)
+				h.connect(r)
+				h.push(at)
+				h.connect(b)
+				h.push(stored)
+				h.pressure()
+				if r.nvr.parts() != 1 {
+					r.t.Fatalf("%d parts of the second span", r.nvr.parts())
+				}
+				h.connect(r)
+				h.push(stored + 2)
+				h.finish(r)
+				time.Sleep(15 * time.Minute)
+				r.store.same(r.t, want)
+				r.settled(want)
+			})
+		}
+	}
+}
+
+// TestSpansInPartsStayApart: the same when both are in the store as parts only,
+// and whoever has them knows of neither.
+func TestSpansInPartsStayApart(t *testing.T) {
+	cs := tape(t, 1, 1, 20, 300)
+	cs[5].Flags |= vms.FlagFirst
+	want := alone(t, cs)
+	inBubble(t, func(r *rig) {
+		b, c := r.another(), r.another()
+		defer c.shutdown()
+		h := newHub(r, cs)
+		h.connect(r)
+		h.push(5)
+		h.pressure()
+		r.store.set(func(s *store) { s.getFail = errors.New("out of order") })
+		h.connect(b) // it cannot complete the first span's
+		h.push(9)
+		h.pressure()
+		h.leave()
+		if r.nvr.parts() != 2 {
+			r.t.Fatalf("%d parts, want one of each span", r.nvr.parts())
+		}
+		b.shutdown()
+		r.store.set(func(s *store) { s.getFail = nil })
+		h.connect(c)
+		h.push(11)
+		h.finish(c)
+		time.Sleep(15 * time.Minute)
+		r.settled(want)
+	})
+}
+
 // TestTakeoversAtRandom: parts, lost links, workers that come and go, some of
 // them to act long after the hub has gone on elsewhere.
 func TestTakeoversAtRandom(t *testing.T) {

@@ -33,7 +33,8 @@ const maxChunk = wire.MinMaxChunk + wire.ChunkHeaderLen
 // for the chunks of the largest size that credit is granted for.
 const leastDir = 64<<20 + 2*maxChunk
 
-// NVR is whom a worker tells. Every notice is repeated until it returns nil.
+// NVR is whom a worker tells. Every notice is repeated until it returns nil,
+// except where it says so.
 type NVR interface {
 	StreamStarted(ctx context.Context, e vms.StreamEvent) error
 	StreamEnded(ctx context.Context, e vms.StreamEvent) error
@@ -48,6 +49,9 @@ type NVR interface {
 	Wholes(ctx context.Context, ch vms.ChannelID, r vms.ChunkRange) ([]vms.ChunkRange, error)
 	// AbandonedParts lists, at most limit, parts that no hub will continue.
 	AbandonedParts(ctx context.Context, limit int) ([]vms.Recording, error)
+	// Viewers says how many look on at a channel here. It is said when it changes
+	// and again every Config.Viewers while it is not 0; it is not repeated when it fails.
+	Viewers(ctx context.Context, ch vms.ChannelID, viewers int) error
 }
 
 // Config is what a worker needs. ID, Dir, Store, NVR and the two checks have no default.
@@ -73,6 +77,8 @@ type Config struct {
 	Forget time.Duration
 	// Janitor is about how often abandoned parts are looked for: 10 min.
 	Janitor time.Duration
+	// Viewers is how often the NVR hears that somebody looks on still: 10 s.
+	Viewers time.Duration
 	Log     *slog.Logger
 	Metrics *obs.Registry
 }
@@ -116,6 +122,7 @@ func New(cfg Config) (*Worker, error) {
 	setDefault(&cfg.Grace, 30*time.Second)
 	setDefault(&cfg.Forget, 10*time.Minute)
 	setDefault(&cfg.Janitor, 10*time.Minute)
+	setDefault(&cfg.Viewers, 10*time.Second)
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
@@ -196,6 +203,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	defer w.stop()
 	w.notices.start(w.uploadCtx)
 	w.jobs.Go(func() { w.janitor(w.work) })
+	w.jobs.Go(func() { w.tellViewers(w.work) })
 	t := time.NewTicker(time.Second)
 	defer t.Stop()
 	for ctx.Err() == nil {

@@ -51,6 +51,13 @@ func TestCheckerFindsBrokenRules(t *testing.T) {
 		{"test helpers in scripts", pkg{ImportPath: "scripts/demo-camera", Imports: ours("pkg/vmstest/camtest")}, ""},
 		{"scripts stay outside", pkg{ImportPath: "scripts/run", Imports: ours("cloud")}, "may not import cloud"},
 		{"testing in product", pkg{ImportPath: "agent/mux", Imports: []string{"testing"}}, "imports testing outside of a test"},
+		{"who keeps files knows disks", pkg{ImportPath: "agent/state", Imports: ours("agent/disk")}, ""},
+		{"who keeps none does not", pkg{ImportPath: "agent/uplink", Imports: ours("agent/disk")}, "may not import agent/disk"},
+		{"the doctor looks at mechanisms", pkg{ImportPath: "agent/doctor", Imports: ours("agent/camera", "agent/control")}, ""},
+		{"but not at what runs", pkg{ImportPath: "agent/doctor", Imports: ours("agent/stream")}, "may not import agent/stream"},
+		{"zones in a main", pkg{ImportPath: "agent/cmd/vms-agent", Imports: []string{"time/tzdata"}}, ""},
+		{"zones in a test", pkg{ImportPath: "pkg/week", TestImports: []string{"time/tzdata"}}, ""},
+		{"zones below", pkg{ImportPath: "pkg/week", Imports: []string{"time/tzdata"}}, "a main decides"},
 		{"library at home", pkg{ImportPath: "agent/camera", Imports: []string{"github.com/bluenviron/gortsplib/v5/pkg/format"}}, ""},
 		{"library abroad", pkg{ImportPath: "agent/stream", Imports: []string{"github.com/bluenviron/gortsplib/v5"}}, "which lives in agent/camera"},
 		{"library with a like name", pkg{ImportPath: "agent/camera", Imports: []string{"github.com/bluenviron/gortsplib/v52"}}, "without a home"},
@@ -76,10 +83,10 @@ func TestCheckerFindsBrokenRules(t *testing.T) {
 func TestCheckerFindsWhatAHubMayNotLink(t *testing.T) {
 	got := checkLinked([]string{
 		"fmt", "net/http", "net/http/pprof", "database/sql", "github.com/minio/minio-go/v7/pkg/s3utils",
-		module + "/agent/spool", module + "/cloud/store", "github.com/miniox/a",
+		module + "/agent/spool", module + "/cloud/store", "github.com/miniox/a", "github.com/nats-io/nats-server/v2/server",
 	})
-	if len(got) != 4 {
-		t.Errorf("checkLinked = %q, want four sentences", got)
+	if len(got) != 5 {
+		t.Errorf("checkLinked = %q, want five sentences", got)
 	}
 }
 

@@ -53,6 +53,9 @@ func checkImport(r rule, path, imp string, inTest bool) []string {
 		if imp == "testing" && !inTest && !r.testing && !matchAny(of("cloud/e2e/...", "scripts/..."), path) {
 			return []string{fmt.Sprintf("%s imports testing outside of a test", what)}
 		}
+		if imp == "time/tzdata" && !inTest && !matchAny(mains, path) {
+			return []string{fmt.Sprintf("%s imports time/tzdata: a main decides whether a program carries the zones of the world", what)}
+		}
 		return nil
 	case path == "pkg/vms":
 		return []string{fmt.Sprintf("%s imports %s: the words need the standard library only", what, imp)}

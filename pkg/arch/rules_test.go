@@ -21,7 +21,7 @@ type rule struct {
 // Groups of imports that several rules name.
 var (
 	// formats is levels 0 and 1: what everybody may use.
-	formats = []string{"pkg/vms", "pkg/wire", "pkg/cmaf", "pkg/retry", "pkg/obs", "pkg/problem", "pkg/token"}
+	formats = []string{"pkg/vms", "pkg/wire", "pkg/cmaf", "pkg/retry", "pkg/obs", "pkg/problem", "pkg/token", "pkg/week", "pkg/seal"}
 	// helpers are packages for tests that any test may use.
 	helpers = []string{"pkg/vmstest/..."}
 	// peers are what the tests of adapters run against instead of a mock: the
@@ -45,16 +45,21 @@ var rules = []rule{
 	{pkg: "pkg/obs", may: of("pkg/vms"), tests: helpers},
 	{pkg: "pkg/problem", may: of("pkg/vms"), tests: helpers},
 	{pkg: "pkg/token", may: of("pkg/vms"), tests: helpers},
+	{pkg: "pkg/week", may: of("pkg/vms"), tests: helpers},
+	{pkg: "pkg/seal", may: of("pkg/vms"), tests: helpers},
 
 	// Level 2: mechanisms.
 	{pkg: "agent/camera", may: formats, tests: helpers},
 	{pkg: "agent/mux", may: formats, tests: helpers},
 	{pkg: "agent/hubclock", may: formats, tests: helpers},
-	{pkg: "agent/spool", may: formats, tests: helpers},
+	{pkg: "agent/disk", may: formats, tests: helpers}, // below those that keep files: what a power cut leaves of them
+	{pkg: "agent/spool", may: join(formats, of("agent/disk")), tests: helpers},
 	{pkg: "agent/uplink", may: formats, tests: helpers},
 	{pkg: "agent/control", may: formats, tests: helpers},
 	{pkg: "agent/identity", may: formats, tests: helpers},
-	{pkg: "agent/state", may: formats, tests: helpers},
+	{pkg: "agent/state", may: join(formats, of("agent/disk")), tests: helpers},
+	{pkg: "agent/clocktls", may: formats, tests: helpers},
+	{pkg: "agent/preroll", may: formats, tests: helpers},
 	{pkg: "agent/snapshot", may: formats, tests: helpers},
 	{pkg: "agent/update", may: formats, tests: helpers},
 	{pkg: "cloud/auth", may: formats, tests: helpers},
@@ -84,11 +89,15 @@ var rules = []rule{
 	{pkg: "cloud/clips", may: join(formats, of("cloud/nvr")), tests: peers},
 	{pkg: "agent/reconcile", may: formats, tests: helpers},
 	{pkg: "agent/lan", may: formats, tests: helpers},
+	{
+		pkg: "agent/doctor", tests: helpers,
+		may: join(formats, of("agent/camera", "agent/identity", "agent/state", "agent/control", "agent/clocktls", "agent/hubclock")),
+	},
 
 	// Level 5: owners of mechanisms.
 	{
 		pkg: "agent/stream", tests: helpers,
-		may: join(formats, of("agent/camera", "agent/mux", "agent/hubclock", "agent/spool", "agent/uplink", "agent/state", "agent/snapshot")),
+		may: join(formats, of("agent/camera", "agent/mux", "agent/hubclock", "agent/spool", "agent/uplink", "agent/state", "agent/snapshot", "agent/preroll")),
 	},
 	{pkg: "cloud/worker", may: join(formats, of("cloud/worker/*")), tests: helpers},
 
@@ -137,6 +146,12 @@ var homes = []struct {
 	{lib: "github.com/minio/minio-go/v7", in: of("cloud/objstore/s3"), tests: of("cloud/embed/...", "cloud/e2e/..."), why: "S3 client"},
 	{lib: "github.com/versity/versitygw", in: of("cloud/embed/..."), why: "embedded S3"},
 	{lib: "github.com/aws/aws-sdk-go-v2/service/s3", in: of("cloud/embed/..."), why: "versitygw's backends speak its types; no client of it is used"},
+	{lib: "github.com/eclipse/paho.mqtt.golang", in: of("agent/control", "cloud/hubctl"), tests: of("cloud/embed/...", "cloud/e2e/..."), why: "MQTT client"},
+	{lib: "github.com/nats-io/nats-server/v2", in: of("cloud/embed/..."), why: "embedded MQTT broker"},
+	{lib: "github.com/nats-io/nats.go", in: of("cloud/embed/..."), why: "what the embedded broker keeps is bounded through its own streams"},
+	{lib: "filippo.io/edwards25519", in: of("pkg/seal"), why: "the X25519 form of a hub's public key"},
+	{lib: "github.com/beevik/ntp", in: of("agent/hubclock"), why: "SNTP, where it is allowed"},
+	{lib: "golang.org/x/crypto/x509roots/fallback", in: of("agent/clocktls"), why: "roots for hubs whose firmware has none"},
 	{lib: "golang.org/x/net/netutil", in: of("cloud/embed/..."), why: "bounds the connections of an embedded service"},
 	{lib: "modernc.org/sqlite", in: of("cloud/store"), why: "embedded SQL"},
 	{lib: "github.com/pressly/goose/v3", in: of("cloud/store"), why: "SQL migrations"},
@@ -144,12 +159,16 @@ var homes = []struct {
 	{lib: "golang.org/x/sync", in: of("..."), why: "errgroup: goroutines with owners"},
 }
 
+// mains are where what a whole program carries is chosen.
+var mains = of("agent/cmd/*", "cloud/cmd/*")
+
 // domain may not be imported by cloud/nvr, tests included: the rules know no technology.
 var domain = []string{"net/http", "database/sql", "database/sql/driver", "net/rpc"}
 
 // hubForbids may not be linked into vms-agent, however far down.
 var hubForbids = []string{
 	"github.com/minio/...", "github.com/versity/...", "github.com/aws/...", // object stores: presigned PUT is plain HTTP
+	"github.com/nats-io/...",          // brokers: a hub is a client
 	"database/sql", "modernc.org/...", // no SQL on a hub
 	"github.com/pion/webrtc/...", "github.com/danielgtaylor/...",
 	"html/template", "text/template", // keep every method of every type alive in the binary

@@ -1,9 +1,11 @@
 package wire
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -76,8 +78,8 @@ func TestProtocolsDoNotMix(t *testing.T) {
 }
 
 func TestFieldsMayComeInAnyOrder(t *testing.T) {
-	m, err := DecodeSession([]byte(`{"id":"cmd_1","ok":true,"type":"reply"}`))
-	if err != nil || !m.(*Reply).OK {
+	m, err := DecodeSession([]byte(`{"id":"cmd_1","ok":true,"type":"command_reply"}`))
+	if err != nil || !m.(*CommandReply).OK {
 		t.Errorf("decoded %+v, %v", m, err)
 	}
 }
@@ -170,8 +172,8 @@ func TestSessionRefuses(t *testing.T) {
 	g := goldenSession()
 	hello, holding, assign := g["hello"].(*SessionHello), g["holding"].(*Holding), g["assign"].(*Assign)
 	gaps, committed, state := g["gaps"].(*Gaps), g["committed"].(*Committed), g["state"].(*StreamState)
-	want, answer, start := g["want_worker"].(*WantWorker), g["time_answer"].(*TimeAnswer), g["start"].(*Start)
-	stop, reply, revoke, durable := g["stop"].(*Stop), g["reply"].(*Reply), g["revoke"].(*Revoke), g["durable"].(*Durable)
+	want, answer := g["want_worker"].(*WantWorker), g["time_answer"].(*TimeAnswer)
+	revoke, durable := g["revoke"].(*Revoke), g["durable"].(*Durable)
 	held := func(f func(*HeldRange)) *Holding {
 		return edit(holding, func(m *Holding) {
 			m.Ranges = append([]HeldRange(nil), m.Ranges...)
@@ -227,21 +229,170 @@ func TestSessionRefuses(t *testing.T) {
 		"want_worker: long instance":   edit(want, func(m *WantWorker) { m.Instance = vms.Instance(repeat(65)) }),
 		"want_worker: long why":        edit(want, func(m *WantWorker) { m.Why = repeat(201) }),
 		"time_answer: no time":         edit(answer, func(m *TimeAnswer) { m.ServerTime = time.Time{} }),
-		"start: no id":                 edit(start, func(m *Start) { m.ID = "" }),
-		"start: no channel":            edit(start, func(m *Start) { m.Channel = "" }),
-		"start: no sid":                edit(start, func(m *Start) { m.SID = "" }),
-		"start: no nvr_url":            edit(start, func(m *Start) { m.NVRURL = "" }),
-		"start: long nvr_url":          edit(start, func(m *Start) { m.NVRURL = repeat(2001) }),
-		"start: no deadline":           edit(start, func(m *Start) { m.Deadline = time.Time{} }),
-		"stop: no id":                  edit(stop, func(m *Stop) { m.ID = "" }),
-		"stop: no channel":             edit(stop, func(m *Stop) { m.Channel = "" }),
-		"stop: no deadline":            edit(stop, func(m *Stop) { m.Deadline = time.Time{} }),
-		"reply: no id":                 edit(reply, func(m *Reply) { m.ID = "" }),
-		"reply: long problem":          edit(reply, func(m *Reply) { m.Problem = repeat(1001) }),
 		"revoke: long why":             edit(revoke, func(m *Revoke) { m.Why = repeat(1001) }),
 	} {
 		t.Run(name, func(t *testing.T) { testRefused(t, m.(message), sessionTypes) })
 	}
+}
+
+func TestHubRefuses(t *testing.T) {
+	g := goldenSession()
+	desired, reported, command := g["desired"].(*Desired), g["reported"].(*Reported), g["command"].(*Command)
+	event, reply, broker := g["command-event"].(*Command), g["command_reply"].(*CommandReply), g["broker"].(*Broker)
+	stream := func(f func(*DesiredStream)) *Desired {
+		return edit(desired, func(m *Desired) {
+			m.Streams = slices.Clone(m.Streams)
+			f(&m.Streams[0])
+		})
+	}
+	item := func(f func(*ReportedItem)) *Reported {
+		return edit(reported, func(m *Reported) {
+			m.Streams = slices.Clone(m.Streams)
+			f(&m.Streams[0])
+		})
+	}
+	for name, m := range map[string]SessionMessage{
+		"desired: no hub":               edit(desired, func(m *Desired) { m.Hub = "" }),
+		"desired: hub with a wildcard":  edit(desired, func(m *Desired) { m.Hub = "+" }),
+		"desired: no revision":          edit(desired, func(m *Desired) { m.Revision = 0 }),
+		"desired: never issued":         edit(desired, func(m *Desired) { m.Issued = time.Time{} }),
+		"desired: zone is a path":       edit(desired, func(m *Desired) { m.TimeZone = "../../etc/passwd" }),
+		"desired: long zone":            edit(desired, func(m *Desired) { m.TimeZone = repeat(65) }),
+		"desired: long limits":          edit(desired, func(m *Desired) { m.Limits.Uplink = repeat(1001) }),
+		"desired: too many streams":     edit(desired, func(m *Desired) { m.Streams = streams(MaxStreams + 1) }),
+		"desired: a channel twice":      stream(func(s *DesiredStream) { s.Channel = "ch_02" }),
+		"desired: no channel":           stream(func(s *DesiredStream) { s.Channel = "" }),
+		"desired: active without a sid": stream(func(s *DesiredStream) { s.SID = "" }),
+		"desired: sid is no id":         stream(func(s *DesiredStream) { s.SID, s.Active = "Sid 1", false }),
+		"desired: no nvr_url":           stream(func(s *DesiredStream) { s.NVRURL = "" }),
+		"desired: long nvr_url":         stream(func(s *DesiredStream) { s.NVRURL = repeat(2001) }),
+		"desired: no mode":              stream(func(s *DesiredStream) { s.Mode = "" }),
+		"desired: mode is a sentence":   stream(func(s *DesiredStream) { s.Mode = "Now and then." }),
+		"desired: long mode":            stream(func(s *DesiredStream) { s.Mode = Mode(repeat(33)) }),
+		"desired: long schedule":        stream(func(s *DesiredStream) { s.Schedule = repeat(1001) }),
+		"desired: pre-roll below zero":  stream(func(s *DesiredStream) { s.PreRoll = -1 }),
+		"desired: long pre-roll":        stream(func(s *DesiredStream) { s.PreRoll = 61 }),
+		"desired: post-roll below zero": stream(func(s *DesiredStream) { s.PostRoll = -1 }),
+		"desired: long post-roll":       stream(func(s *DesiredStream) { s.PostRoll = 601 }),
+		"desired: no camera":            stream(func(s *DesiredStream) { s.Camera = nil }),
+		"desired: long camera":          stream(func(s *DesiredStream) { s.Camera = make([]byte, MaxCamera+1) }),
+		"reported: no hub":              edit(reported, func(m *Reported) { m.Hub = "" }),
+		"reported: no boot":             edit(reported, func(m *Reported) { m.Boot = "" }),
+		"reported: long boot":           edit(reported, func(m *Reported) { m.Boot = repeat(65) }),
+		"reported: long agent":          edit(reported, func(m *Reported) { m.Agent = repeat(201) }),
+		"reported: online, no serial":   edit(reported, func(m *Reported) { m.Serial = 0 }),
+		"reported: serial below zero":   edit(reported, func(m *Reported) { m.Online, m.Serial = false, -1 }),
+		"reported: revision below zero": edit(reported, func(m *Reported) { m.Revision = -1 }),
+		"reported: state in lower case": edit(reported, func(m *Reported) { m.State = "failed" }),
+		"reported: long state":          edit(reported, func(m *Reported) { m.State = SyncState(strings.Repeat("A", 33)) }),
+		"reported: long problem":        edit(reported, func(m *Reported) { m.Problem = repeat(1001) }),
+		"reported: too many items":      edit(reported, func(m *Reported) { m.Streams = items(MaxItems + 1) }),
+		"reported: a channel twice":     item(func(s *ReportedItem) { s.Channel = "ch_06" }),
+		"reported: clock has no source": edit(reported, func(m *Reported) { m.Clock = new(ReportedClock) }),
+		"reported: no channel":          item(func(s *ReportedItem) { s.Channel = "" }),
+		"reported: sid is no id":        item(func(s *ReportedItem) { s.SID = "Sid 1" }),
+		"reported: no origin":           item(func(s *ReportedItem) { s.Origin = "" }),
+		"reported: no mode":             item(func(s *ReportedItem) { s.Mode = "" }),
+		"reported: item has no state":   item(func(s *ReportedItem) { s.State = "" }),
+		"reported: long stream":         item(func(s *ReportedItem) { s.Stream = repeat(33) }),
+		"reported: item's problem":      item(func(s *ReportedItem) { s.Problem = repeat(1001) }),
+		"command: no id":                edit(command, func(m *Command) { m.ID = "" }),
+		"command: no deadline":          edit(command, func(m *Command) { m.Deadline = time.Time{} }),
+		"command: no kind":              edit(command, func(m *Command) { m.Kind = "" }),
+		"command: long kind":            edit(command, func(m *Command) { m.Kind = CommandKind(repeat(33)) }),
+		"command: channel is no id":     edit(command, func(m *Command) { m.Channel = "Ch 1" }),
+		"command: snapshot of what":     edit(command, func(m *Command) { m.Channel = "" }),
+		"command: snapshot to where":    edit(command, func(m *Command) { m.UploadURL = "" }),
+		"command: long upload_url":      edit(command, func(m *Command) { m.UploadURL = repeat(8001) }),
+		"command: restart of what":      edit(event, func(m *Command) { m.Kind = CommandRestartStream }),
+		"command: pre-roll below zero":  edit(event, func(m *Command) { m.PreRoll = seconds(-1) }),
+		"command: long pre-roll":        edit(event, func(m *Command) { m.PreRoll = seconds(61) }),
+		"command: post-roll below zero": edit(event, func(m *Command) { m.PostRoll = seconds(-1) }),
+		"command: long post-roll":       edit(event, func(m *Command) { m.PostRoll = seconds(601) }),
+		"reply: no id":                  edit(reply, func(m *CommandReply) { m.ID = "" }),
+		"reply: long problem":           edit(reply, func(m *CommandReply) { m.Problem = repeat(1001) }),
+		"reply: long result":            edit(reply, func(m *CommandReply) { m.Result = json.RawMessage(`"` + repeat(MaxResult-1) + `"`) }),
+		"broker: long url":              edit(broker, func(m *Broker) { m.URL = repeat(2001) }),
+		"broker: username is no id":     edit(broker, func(m *Broker) { m.Username = "Hub 1" }),
+		"broker: long password":         edit(broker, func(m *Broker) { m.Password = repeat(257) }),
+	} {
+		t.Run(name, func(t *testing.T) { testRefused(t, m.(message), sessionTypes) })
+	}
+}
+
+// TestTimesThatJSONCannotSay are refused by the check and not by the encoder.
+func TestTimesThatJSONCannotSay(t *testing.T) {
+	for _, late := range []time.Time{
+		time.Date(10_000, 1, 1, 0, 0, 0, 0, time.UTC),
+		time.Date(9999, 12, 31, 23, 59, 0, 0, time.FixedZone("", -3600)), // the year 10,000 in UTC
+	} {
+		g := goldenSession()
+		for _, m := range []SessionMessage{
+			edit(g["desired"].(*Desired), func(m *Desired) { m.Issued = late }),
+			edit(g["desired"].(*Desired), func(m *Desired) { m.Streams[0].Until = late }),
+			edit(g["reported"].(*Reported), func(m *Reported) { m.At = late }),
+			edit(g["command"].(*Command), func(m *Command) { m.Deadline = late }),
+		} {
+			if _, err := EncodeSession(m); !errors.Is(err, ErrMalformed) {
+				t.Errorf("encode with %s = %v, want ErrMalformed", late, err)
+			}
+		}
+	}
+}
+
+// TestResultIsJSON: a result that is none would make the whole reply unreadable.
+func TestResultIsJSON(t *testing.T) {
+	for _, bad := range []string{`{`, `{}{}`, ` `, `{"type":"ping"}}`} {
+		if _, err := EncodeSession(&CommandReply{ID: "cmd_1", Result: json.RawMessage(bad)}); !errors.Is(err, ErrMalformed) {
+			t.Errorf("encode with result %q = %v, want ErrMalformed", bad, err)
+		}
+	}
+	for _, good := range []string{`null`, `"a"`, `7`, `[]`, `{"a":{"b":[1,2]}}`} {
+		enc, err := EncodeSession(&CommandReply{ID: "cmd_1", OK: true, Result: json.RawMessage(good)})
+		if err != nil {
+			t.Errorf("result %s: %v", good, err)
+			continue
+		}
+		m, err := DecodeSession(enc)
+		if err != nil || string(m.(*CommandReply).Result) != good {
+			t.Errorf("result %s comes as %+v, %v", good, m, err)
+		}
+	}
+}
+
+// TestWordsOfANewerPeer are taken: the receiver decides what they mean, stream
+// by stream and command by command, and one of them does not hide the rest.
+func TestWordsOfANewerPeer(t *testing.T) {
+	for _, raw := range []string{
+		`{"type":"desired","hub":"h","revision":1,"issued":"2026-11-22T10:30:02Z","streams":[{"channel":"c","sid":"s","nvr_url":"x","mode":"lunar","active":true,"camera":"YQ=="}]}`,
+		`{"type":"reported","hub":"h","boot":"b","online":true,"serial":1,"state":"HALF_DONE","streams":[{"channel":"c","origin":"neighbour","mode":"lunar","state":"HALF_DONE","running":true,"recording":true,"stream":"dreaming"}],"clock":{"error_ms":1,"source":"gps"}}`,
+		`{"type":"command","id":"c","deadline":"2026-11-22T10:30:02Z","kind":"sing"}`,
+	} {
+		m, err := DecodeSession([]byte(raw))
+		if err != nil {
+			t.Errorf("%s: %v", raw, err)
+			continue
+		}
+		if enc, err := EncodeSession(m); err != nil || string(enc) != raw {
+			t.Errorf("%s comes as %s, %v", raw, enc, err)
+		}
+	}
+}
+
+func streams(n int) []DesiredStream {
+	out := make([]DesiredStream, n)
+	for i := range out {
+		out[i] = DesiredStream{Channel: vms.ChannelID(fmt.Sprint("ch_", i)), NVRURL: "wss://nvr.example/", Mode: ModeOnDemand, Camera: []byte("sealed")}
+	}
+	return out
+}
+
+func items(n int) []ReportedItem {
+	out := make([]ReportedItem, n)
+	for i := range out {
+		out[i] = ReportedItem{Channel: vms.ChannelID(fmt.Sprint("ch_", i)), Origin: OriginLAN, Mode: ModeOnDemand, State: InSync}
+	}
+	return out
 }
 
 func testRefused(t *testing.T, m message, types map[string]func() message) {
@@ -283,8 +434,30 @@ func TestFullMessagesFit(t *testing.T) {
 		gaps = append(gaps, vms.Gap{ID: vms.GapID(repeat(64)), Cause: vms.Cause(repeat(64)), TimeRange: vms.TimeRange{Start: when, End: when}, Chunks: &big})
 		ids = append(ids, vms.GapID(repeat(64)))
 	}
+	id := repeat(64)
+	desired, reported := streams(MaxStreams), items(MaxItems)
+	for i := range desired {
+		ch := vms.ChannelID(fmt.Sprintf("%s%02d", id[2:], i))
+		desired[i] = DesiredStream{
+			Channel: ch, SID: vms.SID(id), NVRURL: "wss://nvr.example/" + repeat(100), Mode: ModeScheduled, Active: true,
+			Until: when, Schedule: repeat(200), PreRoll: 60, PostRoll: 600, Camera: make([]byte, 2200),
+		}
+	}
+	for i := range reported {
+		ch := vms.ChannelID(fmt.Sprintf("%s%03d", id[3:], i))
+		reported[i] = ReportedItem{
+			Channel: ch, SID: vms.SID(id), Origin: OriginCloud, Mode: ModeContinuous, State: Syncing,
+			Running: true, Recording: true, Stream: StateBadCamera, Problem: repeat(1000),
+		}
+	}
 	g, s := goldenPush(), goldenSession()
 	for _, m := range []message{
+		edit(s["desired"].(*Desired), func(m *Desired) { m.Streams, m.Limits.Uplink = desired, repeat(1000) }),
+		edit(s["reported"].(*Reported), func(m *Reported) { m.Streams, m.Problem = reported, repeat(1000) }),
+		edit(s["command"].(*Command), func(m *Command) { m.UploadURL = repeat(8000) }),
+		edit(s["command_reply"].(*CommandReply), func(m *CommandReply) {
+			m.Problem, m.Result = repeat(1000), json.RawMessage(`"`+repeat(MaxResult-2)+`"`)
+		}),
 		edit(g["hello"].(*Hello), func(m *Hello) { m.Epochs = epochs }),
 		edit(g["init"].(*InitMessage), func(m *InitMessage) { m.Segment = make([]byte, MaxInit) }),
 		edit(g["welcome"].(*Welcome), func(m *Welcome) { m.Have, m.ResumeTicket = chunks, repeat(8000) }),
@@ -302,10 +475,17 @@ func TestFullMessagesFit(t *testing.T) {
 	}
 }
 
+// TestEncodeRefusesWhatIsTooLong: good fields, but more of them than a message
+// holds. Whoever adds to a document can tell this from a mistake.
 func TestEncodeRefusesWhatIsTooLong(t *testing.T) {
-	m := edit(goldenSession()["start"].(*Start), func(m *Start) { m.Camera.Password = repeat(MaxControl) })
-	if b, err := EncodeSession(m); err == nil {
-		t.Errorf("encoded %d bytes, more than %d", len(b), MaxControl)
+	m := edit(goldenSession()["desired"].(*Desired), func(m *Desired) {
+		m.Streams = streams(MaxStreams)
+		for i := range m.Streams {
+			m.Streams[i].Camera = make([]byte, MaxCamera)
+		}
+	})
+	if b, err := EncodeSession(m); !errors.Is(err, ErrTooLong) || errors.Is(err, ErrMalformed) {
+		t.Errorf("encoded %d bytes, more than %d: %v, want ErrTooLong", len(b), MaxControl, err)
 	}
 }
 

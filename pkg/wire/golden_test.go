@@ -2,6 +2,7 @@ package wire
 
 import (
 	"bytes"
+	"encoding/json"
 	"flag"
 	"maps"
 	"os"
@@ -131,25 +132,65 @@ func goldenSession() map[string]SessionMessage {
 		"want_worker": &WantWorker{Instance: "inst_01", Why: "the durable mark stands still"},
 		"time_query":  &TimeQuery{Sent: 123_456_789},
 		"time_answer": &TimeAnswer{Sent: 123_456_789, ServerTime: at(2, 123_000)},
-		"start": &Start{
-			ID: "cmd_01", Deadline: at(30, 0), Channel: "ch_01", SID: "sid_01", NVRURL: "wss://nvr.example/session/v1",
-			Camera: vms.Camera{
-				Host: "192.168.1.20", Port: 8554, Username: "viewer", Password: "<secret> & \"more\"",
-				Templates: map[string]string{"high": "rtsp://{username}:{password}@{host}:{port}/high"},
+		"revoke":      &Revoke{Why: "the channel was deleted"},
+		"ping":        &Ping{},
+		"pong":        &Pong{},
+
+		"desired": &Desired{
+			Hub: "hub_01", Revision: 1_795_343_402_123, Issued: at(2, 123_000), TimeZone: "Europe/Zagreb",
+			Limits: HubLimits{Uplink: "mon-fri 08:00-18:00=1M, 4M"},
+			Streams: []DesiredStream{
+				{Channel: "ch_01", SID: "sid_01", NVRURL: "wss://nvr.example/session/v1", Mode: ModeContinuous, Active: true, Camera: []byte("sealed")},
+				{Channel: "ch_02", SID: "sid_02", NVRURL: "wss://nvr.example/session/v1", Mode: ModeOnDemand, Active: true, Until: at(59, 0), Camera: []byte("sealed")},
+				{
+					Channel: "ch_03", SID: "sid_03", NVRURL: "wss://nvr.example/session/v1", Mode: ModeScheduled, Active: true,
+					Schedule: "mon-fri 08:00-18:00, sat sun", Camera: []byte("sealed"),
+				},
+				{
+					Channel: "ch_04", SID: "sid_04", NVRURL: "wss://nvr.example/session/v1", Mode: ModeEvent, Active: true,
+					PreRoll: 5, PostRoll: 30, Camera: []byte("sealed"),
+				},
+				{Channel: "ch_05", NVRURL: "wss://nvr.example/session/v1", Mode: ModeOnDemand, Camera: []byte("sealed")},
 			},
 		},
-		"start-url": &Start{
-			ID: "cmd_02", Deadline: at(30, 0), Channel: "ch_01", SID: "sid_01", NVRURL: "wss://nvr.example/session/v1",
-			Camera: vms.Camera{URL: "rtsp://viewer:secret@192.168.1.20/live"},
+		"desired-nothing": &Desired{Hub: "hub_01", Revision: 1, Issued: at(2, 0), Streams: []DesiredStream{}},
+		"reported": &Reported{
+			Hub: "hub_01", Boot: "boot_01", Online: true, Serial: 7, Agent: "vms-agent 1.0.0", At: at(3, 0),
+			Revision: 1_795_343_402_123, State: Failed,
+			Streams: []ReportedItem{
+				{Channel: "ch_01", SID: "sid_01", Origin: OriginCloud, Mode: ModeContinuous, State: InSync, Running: true, Recording: true, Stream: StateStreaming},
+				{Channel: "ch_04", SID: "sid_04", Origin: OriginCloud, Mode: ModeEvent, State: InSync, Running: true, Stream: StateStreaming},
+				{Channel: "ch_05", Origin: OriginCloud, Mode: ModeOnDemand, State: InSync},
+				{
+					Channel: "ch_06", SID: "sid_06", Origin: OriginLAN, Mode: ModeOnDemand, State: Failed, Running: true, Stream: StateAuthFailed,
+					Problem: "The camera refuses the user name or the password.",
+				},
+			},
+			Clock: &ReportedClock{ErrorMS: 12, Source: "nvr"},
 		},
-		"stop":          &Stop{ID: "cmd_03", Deadline: at(30, 0), Channel: "ch_01"},
-		"reply":         &Reply{ID: "cmd_03", OK: true},
-		"reply-problem": &Reply{ID: "cmd_01", Problem: "The deadline has passed."},
-		"revoke":        &Revoke{Why: "the channel was deleted"},
-		"ping":          &Ping{},
-		"pong":          &Pong{},
+		"reported-will": &Reported{Hub: "hub_01", Boot: "boot_01"},
+		"reported-refused": &Reported{
+			Hub: "hub_01", Boot: "boot_01", Online: true, Serial: 1, Agent: "vms-agent 1.0.0", State: Failed,
+			Problem: "The document is of another hub.", Clock: &ReportedClock{ErrorMS: -1, Source: "none"},
+		},
+		"command": &Command{
+			ID: "cmd_01", Deadline: at(30, 0), Kind: CommandSnapshot, Channel: "ch_01",
+			UploadURL: "https://s3.example/vms/snapshots/ch_01/2026-11-22/10-30-02.jpg?X-Amz-Signature=0a&x=1",
+		},
+		"command-event":   &Command{ID: "cmd_02", Deadline: at(30, 0), Kind: CommandEvent, PreRoll: new(int), PostRoll: seconds(60)},
+		"command-doctor":  &Command{ID: "cmd_03", Deadline: at(30, 0), Kind: CommandDoctor},
+		"command-restart": &Command{ID: "cmd_04", Deadline: at(30, 0), Kind: CommandRestartStream, Channel: "ch_01"},
+		"command-drain":   &Command{ID: "cmd_05", Deadline: at(30, 0), Kind: CommandDrain},
+		"command_reply":   &CommandReply{ID: "cmd_03", OK: true, Result: json.RawMessage(`{"findings":[]}`)},
+		"command_reply-problem": &CommandReply{
+			ID: "cmd_01", Problem: "The channel has no snapshot template.",
+		},
+		"broker":      &Broker{URL: "mqtts://broker.example:8883", Username: "hub_01", Password: "<secret> & more"},
+		"broker-none": &Broker{},
 	}
 }
+
+func seconds(n int) *int { return &n }
 
 func TestGoldenChunks(t *testing.T) {
 	for name, c := range goldenChunks() {

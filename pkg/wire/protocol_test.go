@@ -3,6 +3,7 @@ package wire
 import (
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -46,10 +47,21 @@ func sections(t *testing.T, protocol string) map[string]string {
 	return out
 }
 
+// chapters are the messages that each describes. Those of the hub protocol are
+// messages of the session too, and have a chapter of their own.
+func chapters() map[string]map[string]func() message {
+	session, hub := maps.Clone(sessionTypes), make(map[string]func() message)
+	for _, kind := range []string{"desired", "reported", "command", "command_reply", "broker"} {
+		hub[kind] = session[kind]
+		delete(session, kind)
+	}
+	return map[string]map[string]func() message{
+		"Session: `vms.session.v1`": session, "Hub: MQTT and control line": hub, "Push: `vms.push.v1`": pushTypes,
+	}
+}
+
 func TestProtocolDescribesEveryField(t *testing.T) {
-	for chapter, types := range map[string]map[string]func() message{
-		"Session: `vms.session.v1`": sessionTypes, "Push: `vms.push.v1`": pushTypes,
-	} {
+	for chapter, types := range chapters() {
 		text := sections(t, chapter)
 		for kind, fresh := range types {
 			body, ok := text[kind]
@@ -94,9 +106,7 @@ func jsonFields(typ reflect.Type) []string {
 
 // TestProtocolExamplesAreMessages decodes each example and encodes it again.
 func TestProtocolExamplesAreMessages(t *testing.T) {
-	for chapter, types := range map[string]map[string]func() message{
-		"Session: `vms.session.v1`": sessionTypes, "Push: `vms.push.v1`": pushTypes,
-	} {
+	for chapter, types := range chapters() {
 		for kind, body := range sections(t, chapter) {
 			_, block, ok := strings.Cut(body, "```json\n")
 			block, _, closed := strings.Cut(block, "\n```")
@@ -133,6 +143,10 @@ func TestProtocolNamesEveryWord(t *testing.T) {
 		StateStarting, StateStreaming, StateBuffering, StateNoCamera, StateBadCamera, StateAuthFailed, StateRefused, StateStopped,
 		CodeMalformed, CodeTooLarge, CodeSequence, CodeNoInit, CodeCredit, CodeFenced, CodeDraining, CodeTimeout, CodeRevoked, CodeInternal,
 		"first", "key", "preview", "dependent", "time_uncertain",
+		Topic("{hub}", LeafDesired), Topic("{hub}", LeafCommand), Topic("{hub}", LeafReported), Topic("{hub}", LeafReply),
+		string(ModeOnDemand), string(ModeContinuous), string(ModeScheduled), string(ModeEvent),
+		string(Syncing), string(InSync), string(Failed), OriginCloud, OriginLAN, "nvr", "sntp", "rtc", "none",
+		string(CommandSnapshot), string(CommandDoctor), string(CommandRestartStream), string(CommandDrain), string(CommandEvent),
 	}
 	for _, c := range []vms.Cause{
 		vms.CauseCameraOffline, vms.CauseBufferFull, vms.CauseAgentRestarted, vms.CauseRejected,
@@ -156,12 +170,13 @@ func TestProtocolNamesEveryWord(t *testing.T) {
 			t.Errorf("PROTOCOL.md does not give class %s the close code %d", class, code)
 		}
 	}
-	for _, n := range []string{"262,144", "8,388,608", "65,536", "1,024", "256"} {
+	for _, n := range []string{"262,144", "8,388,608", "65,536", "16,384", "1,024", "256", "| 64, 128 |"} {
 		if !strings.Contains(text, n) {
 			t.Errorf("PROTOCOL.md does not name the limit %s", n)
 		}
 	}
-	if MaxControl != 262_144 || MinMaxChunk != 8_388_608 || MaxInit != 65_536 || MaxRanges != 1024 || MaxGaps != 256 {
+	if MaxControl != 262_144 || MinMaxChunk != 8_388_608 || MaxInit != 65_536 || MaxRanges != 1024 || MaxGaps != 256 ||
+		MaxStreams != 64 || MaxItems != 128 || MaxCamera != 16_384 || MaxResult != 65_536 {
 		t.Error("a limit has changed: that needs a new version of the protocol")
 	}
 }

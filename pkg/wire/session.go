@@ -9,10 +9,12 @@ import (
 // SessionMessage is one of the JSON text messages of the session protocol.
 //
 // A session belongs to one stream (it was opened with a sid) or to the hub
-// itself (without one): the control line over which the NVR starts and stops
-// streams. From the agent come SessionHello, Holding, Gaps, StreamState,
-// WantWorker, TimeQuery, Reply and Pong; from the NVR Assign, Durable,
-// Committed, TimeAnswer, Start, Stop, Revoke and Ping.
+// itself (without one): the control line. From the agent come SessionHello,
+// Holding, Gaps, StreamState, WantWorker, TimeQuery and Pong; from the NVR
+// Assign, Durable, Committed, TimeAnswer, Revoke and Ping. The messages of the
+// hub protocol travel on the control line, or over MQTT: from the NVR Desired,
+// Command and Broker (which MQTT never carries), from the agent Reported and
+// CommandReply.
 type SessionMessage interface {
 	message
 	session()
@@ -132,33 +134,6 @@ type TimeAnswer struct {
 	ServerTime time.Time `json:"server_time"`
 }
 
-// Start asks the hub to run a stream. It is idempotent: the camera of a running stream is replaced.
-type Start struct {
-	// ID is repeated in Reply; a command is carried out at most once per id.
-	ID string `json:"id"`
-	// Deadline: past it the command is refused.
-	Deadline time.Time     `json:"deadline"`
-	Channel  vms.ChannelID `json:"channel"`
-	SID      vms.SID       `json:"sid"`
-	NVRURL   string        `json:"nvr_url"`
-	Camera   vms.Camera    `json:"camera"`
-}
-
-// Stop asks the hub to end a stream.
-type Stop struct {
-	ID       string        `json:"id"`
-	Deadline time.Time     `json:"deadline"`
-	Channel  vms.ChannelID `json:"channel"`
-}
-
-// Reply answers Start and Stop.
-type Reply struct {
-	ID string `json:"id"`
-	OK bool   `json:"ok"`
-	// Problem is a sentence when OK is false.
-	Problem string `json:"problem,omitempty"`
-}
-
 // Revoke ends a session for good; the connection closes after it.
 type Revoke struct {
 	Why string `json:"why"`
@@ -183,9 +158,6 @@ func (*StreamState) session()  {}
 func (*WantWorker) session()   {}
 func (*TimeQuery) session()    {}
 func (*TimeAnswer) session()   {}
-func (*Start) session()        {}
-func (*Stop) session()         {}
-func (*Reply) session()        {}
 func (*Revoke) session()       {}
 func (*Ping) session()         {}
 func (*Pong) session()         {}
@@ -201,18 +173,23 @@ var sessionTypes = map[string]func() message{
 	"want_worker": func() message { return new(WantWorker) },
 	"time_query":  func() message { return new(TimeQuery) },
 	"time_answer": func() message { return new(TimeAnswer) },
-	"start":       func() message { return new(Start) },
-	"stop":        func() message { return new(Stop) },
-	"reply":       func() message { return new(Reply) },
 	"revoke":      func() message { return new(Revoke) },
 	"ping":        func() message { return new(Ping) },
 	"pong":        func() message { return new(Pong) },
+
+	"desired":       func() message { return new(Desired) },
+	"reported":      func() message { return new(Reported) },
+	"command":       func() message { return new(Command) },
+	"command_reply": func() message { return new(CommandReply) },
+	"broker":        func() message { return new(Broker) },
 }
 
-// EncodeSession returns the text message for m.
+// EncodeSession returns the text message for m, which is also its MQTT payload.
+// It fails with ErrTooLong when all fields are good and there is too much of them.
 func EncodeSession(m SessionMessage) ([]byte, error) { return encode(m) }
 
-// DecodeSession reads one text message of the session protocol.
+// DecodeSession reads one text message of the session protocol, or one payload
+// of the hub protocol.
 func DecodeSession(data []byte) (SessionMessage, error) {
 	m, err := decode(data, sessionTypes)
 	if err != nil {
@@ -231,9 +208,6 @@ func (*StreamState) kind() string  { return "state" }
 func (*WantWorker) kind() string   { return "want_worker" }
 func (*TimeQuery) kind() string    { return "time_query" }
 func (*TimeAnswer) kind() string   { return "time_answer" }
-func (*Start) kind() string        { return "start" }
-func (*Stop) kind() string         { return "stop" }
-func (*Reply) kind() string        { return "reply" }
 func (*Revoke) kind() string       { return "revoke" }
 func (*Ping) kind() string         { return "ping" }
 func (*Pong) kind() string         { return "pong" }
@@ -338,43 +312,6 @@ func (*TimeQuery) validate() error { return nil }
 func (m *TimeAnswer) validate() error {
 	if m.ServerTime.IsZero() {
 		return malformed("no server_time")
-	}
-	return nil
-}
-
-func (m *Start) validate() error {
-	switch {
-	case !vms.ValidID(m.ID) || !vms.ValidID(m.Channel) || !vms.ValidID(m.SID):
-		return malformed("id, channel or sid is no id")
-	case m.NVRURL == "" || len(m.NVRURL) > 2000 || m.Deadline.IsZero():
-		return malformed("nvr_url or deadline missing")
-	}
-	return validCamera(&m.Camera)
-}
-
-// validCamera bounds the fields; what they mean is checked where they are used.
-func validCamera(c *vms.Camera) error {
-	if len(c.URL) > 2000 || len(c.Host) > 253 || len(c.Username) > 256 || len(c.Password) > 256 || c.Port < 0 || c.Port > 65535 || len(c.Templates) > 16 {
-		return malformed("camera: a field is too long, or the port is none")
-	}
-	for k, v := range c.Templates {
-		if len(k) > 32 || len(v) > 2000 {
-			return malformed("camera: template %.40q is too long", k)
-		}
-	}
-	return nil
-}
-
-func (m *Stop) validate() error {
-	if !vms.ValidID(m.ID) || !vms.ValidID(m.Channel) || m.Deadline.IsZero() {
-		return malformed("id, channel or deadline missing")
-	}
-	return nil
-}
-
-func (m *Reply) validate() error {
-	if !vms.ValidID(m.ID) || len(m.Problem) > 1000 {
-		return malformed("id missing or problem too long")
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 // Package wire is the formats that travel between agent, worker and NVR, without
 // sockets: the push protocol (chunks and their control messages), the session
-// protocol, and the proof that a handshake carries. PROTOCOL.md beside this
+// protocol, the hub protocol (what a hub should do, over MQTT or in a session),
+// and the proof that a handshake carries. PROTOCOL.md beside this
 // file says what each field means; the golden files under testdata never change.
 package wire
 
@@ -21,7 +22,7 @@ const (
 
 // Limits on what an outsider may send.
 const (
-	// MaxControl bounds one JSON text message, both protocols.
+	// MaxControl bounds one JSON text message of any protocol, and so an MQTT payload.
 	MaxControl = 256 << 10
 	// MinMaxChunk is the least that a worker may announce as max_chunk: one 4K
 	// keyframe is large.
@@ -35,7 +36,21 @@ const (
 	MaxGaps = 256
 	// MaxTicket bounds a ticket or token, in bytes.
 	MaxTicket = 8000
+	// MaxStreams bounds the streams of a Desired. Its cameras share MaxControl:
+	// it always fits with 2,200 bytes of sealed camera each.
+	MaxStreams = 64
+	// MaxItems bounds the items of a Reported: what is desired, and what an app
+	// on the LAN has started.
+	MaxItems = 128
+	// MaxCamera bounds a sealed camera, in bytes before base64.
+	MaxCamera = 16 << 10
+	// MaxResult bounds the result of a command, in bytes of JSON.
+	MaxResult = 64 << 10
 )
+
+// ErrTooLong is wrapped when a message that is right in all its fields is
+// longer than MaxControl: its sender has to say less.
+var ErrTooLong = errors.New("too long")
 
 // ErrMalformed is wrapped by every decoding error: the bytes are not of the
 // protocol, and sending them again will not help.
@@ -69,7 +84,7 @@ func encode(m message) ([]byte, error) {
 	}
 	out = append(out, body[1:]...)
 	if len(out) > MaxControl {
-		return nil, fmt.Errorf("encode %s: %d bytes, more than %d", m.kind(), len(out), MaxControl)
+		return nil, fmt.Errorf("encode %s: %w: %d bytes, more than %d", m.kind(), ErrTooLong, len(out), MaxControl)
 	}
 	return out, nil
 }

@@ -15,94 +15,106 @@ import (
 
 type options struct {
 	agent               agent.Config
-	names               string
+	names, ca           string
 	logLevel, logFormat string
-	version             bool
+	version, json       bool
 }
 
-// variables are the flags that can be given in the environment; a flag on the
-// command line prevails.
-var variables = []struct{ flag, name string }{
-	{"data", "VMS_AGENT_DATA"}, {"listen", "VMS_AGENT_LISTEN"}, {"names", "VMS_AGENT_NAMES"},
-	{"ram", "VMS_AGENT_RAM"}, {"spool", "VMS_AGENT_SPOOL"}, {"flash", "VMS_AGENT_FLASH"}, {"flash-share", "VMS_AGENT_FLASH_SHARE"},
-	{"flash-full", "VMS_AGENT_FLASH_FULL"}, {"flash-endurance", "VMS_AGENT_FLASH_ENDURANCE"}, {"drain", "VMS_AGENT_DRAIN"},
-	{"backfill-order", "VMS_AGENT_BACKFILL_ORDER"}, {"backfill-share", "VMS_AGENT_BACKFILL_SHARE"}, {"uplink-limit", "VMS_AGENT_UPLINK_LIMIT"},
-	{"log-level", "VMS_LOG_LEVEL"}, {"log-format", "VMS_LOG_FORMAT"},
-}
-
-// flags defines the command line. What it sets is in o once it was parsed.
-func flags(o *options, stderr io.Writer) *flag.FlagSet {
+// flags defines the command line, which is what can be set at all. What it sets
+// is in o once it was parsed.
+func flags(o *options) *flag.FlagSet {
 	fs := flag.NewFlagSet("vms-agent", flag.ContinueOnError)
-	fs.SetOutput(stderr)
-	fs.Usage = func() {
-		fmt.Fprint(stderr, "usage: vms-agent [flags]                    run\n       vms-agent [flags] enroll URL CODE    make this hub known to the cloud at URL\n\n"+
-			"SIZE is a number of bytes, or one with K, M, G or T (KiB, MiB, GiB, TiB: powers of 1024).\n"+
-			"Each flag but -version may be given as a variable: VMS_AGENT_RAM for -ram, VMS_LOG_LEVEL for -log-level.\n\n")
-		fs.PrintDefaults()
-	}
+	fs.SetOutput(io.Discard) // main says what is wrong, once
+	fs.Usage = func() {}
 	c := &o.agent
 	*o = options{agent: agent.Config{Flash: 512 << 20, FlashShare: 0.5, BackfillShare: 0.75}}
 	fs.StringVar(&c.Dir, "data", "data/hub", "directory of the hub's identity and small state")
+	fs.String("config", "", "`file` with settings (default agent.conf in -data, if there is one)")
 	fs.StringVar(&c.Listen, "listen", "127.0.0.1:8090", "address of the local API, empty for none")
 	fs.StringVar(&o.names, "names", "", "host names, comma separated, under which the local API may be called")
+	fs.StringVar(&o.ca, "ca", "", "`files` in PEM, comma separated, with certificate authorities to trust beside the system's and the built-in ones")
+	fs.StringVar(&c.SNTP, "sntp", "", "`host` or host:port of a time server that is asked too; the NVR's word counts more")
+	fs.BoolVar(&c.Insecure, "insecure", false, "let an MQTT broker that is not on this machine be reached without TLS")
 	fs.Var((*ramFlag)(&c.RAM), "ram", "`SIZE` of the RAM for footage that is not stored in the cloud yet, all cameras together;\n0: 3/8 of the memory or half of what is available, whichever is less, at most 1 GiB")
 	fs.Var((*flashFlag)(&c.Flash), "flash", "`SIZE` of the flash memory for footage that no longer fits the RAM while the uplink is down; 0 or none: keep off it")
 	fs.Var((*shareFlag)(&c.FlashShare), "flash-share", "never use more than this `share` of the free space")
-	fs.Func("flash-full", "`policy` when all that is used: drop-oldest or refuse-new (default drop-oldest)", func(s string) error {
-		c.RefuseNew = s == "refuse-new"
-		return oneOf(s, "drop-oldest", "refuse-new")
-	})
+	fs.Var(&choice{&c.RefuseNew, "drop-oldest", "refuse-new"}, "flash-full", "`policy` when all that is used: drop-oldest or refuse-new")
 	fs.Var((*enduranceFlag)(&c.Endurance), "flash-endurance", "`SIZE` of all that the flash chip can take in its life, for the estimate of what is left; 0: 1000 times the size of its file system")
 	fs.StringVar(&c.Spool, "spool", "", "`directory` on flash for that footage (default spool in -data)")
-	fs.DurationVar(&c.Drain, "drain", 0, "how long the agent, told to end, goes on sending before the rest goes to flash (default 2s, 10s without flash)")
-	fs.Func("backfill-order", "`order` in which an outage's recordings are brought: oldest or newest first (default oldest)", func(s string) error {
-		c.NewestFirst = s == "newest"
-		return oneOf(s, "oldest", "newest")
-	})
+	fs.DurationVar(&c.Drain, "drain", 0, "how long the agent, told to end, goes on sending before the rest goes to flash (0: 2s, 10s without flash)")
+	fs.Var(&choice{&c.NewestFirst, "oldest", "newest"}, "backfill-order", "`order` in which an outage's recordings are brought: oldest or newest first")
 	fs.Var((*shareFlag)(&c.BackfillShare), "backfill-share", "`share` of the measured uplink that an outage's footage may use")
 	fs.StringVar(&c.UplinkLimit, "uplink-limit", "", limitHelp)
 	fs.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	fs.BoolVar(&o.version, "version", false, "print the version")
+	fs.BoolVar(&o.json, "json", false, "with status and doctor: print JSON")
 	return fs
 }
 
 // limitHelp is what -uplink-limit takes.
 const limitHelp = "most bits per second that the hub sends: a `SCHEDULE` of rules, the first that matches holds, in the hub's time zone;\n4M, or mon-fri 08:00-18:00=1M, sat sun=none, 4M"
 
-// fromEnvironment sets the flags that variables name.
-func fromEnvironment(fs *flag.FlagSet, lookup func(string) (string, bool)) error {
-	for _, v := range variables {
-		value, ok := lookup(v.name)
-		if !ok {
-			continue
-		}
-		if err := fs.Set(v.flag, value); err != nil {
-			return fmt.Errorf("%s=%q: %w", v.name, value, err)
-		}
-	}
-	return nil
+// commandLine is what the program was called with: settings, a command with its
+// words, and more settings, for who remembers them late.
+type commandLine struct {
+	args  []string
+	words []string // after parse: the command and what belongs to it
 }
 
-// parse reads environment and command line.
-func parse(args []string, lookup func(string) (string, bool), stderr io.Writer) (*options, *flag.FlagSet, error) {
-	var o options
-	fs := flags(&o, stderr)
-	if err := fromEnvironment(fs, lookup); err != nil {
-		return nil, nil, err
+// parse sets the flags in fs.
+func (c *commandLine) parse(fs *flag.FlagSet) error {
+	c.words = nil
+	for rest := c.args; ; {
+		if err := fs.Parse(rest); err != nil {
+			// The flag package has no kinds of errors; a test watches this text.
+			if bad, ok := strings.CutPrefix(err.Error(), "flag provided but not defined: "); ok {
+				return fmt.Errorf("there is no flag %s%s", bad, suggest(bad, dashed(fs)))
+			}
+			return err
+		}
+		if fs.NArg() == 0 {
+			return nil
+		}
+		c.words = append(c.words, fs.Arg(0))
+		rest = fs.Args()[1:]
 	}
-	if err := fs.Parse(args); err != nil {
-		return nil, nil, err
+}
+
+func dashed(fs *flag.FlagSet) []string {
+	var all []string
+	fs.VisitAll(func(f *flag.Flag) { all = append(all, "-"+f.Name) })
+	return all
+}
+
+// parse reads file, environment and command line.
+func parse(args, environ []string) (*options, *settings, []string, error) {
+	var o *options
+	fresh := func() *flag.FlagSet {
+		o = new(options)
+		return flags(o)
+	}
+	c := &commandLine{args: args}
+	s, err := read(fresh, c, environ)
+	if err != nil {
+		return nil, nil, nil, err
 	}
 	if o.agent.Drain < 0 || o.agent.Drain > time.Hour {
-		return nil, nil, fmt.Errorf("-drain %v: want 0 to 1h", o.agent.Drain)
+		return nil, nil, nil, fmt.Errorf("%s: drain = %v: want 0 to 1h", s.from["drain"], o.agent.Drain)
 	}
-	if o.names != "" {
-		for name := range strings.SplitSeq(o.names, ",") {
-			o.agent.Names = append(o.agent.Names, strings.TrimSpace(name))
+	o.agent.Names, o.agent.CA = list(o.names), list(o.ca)
+	return o, s, c.words, nil
+}
+
+// list splits at commas.
+func list(s string) []string {
+	var out []string
+	for word := range strings.SplitSeq(s, ",") {
+		if word = strings.TrimSpace(word); word != "" {
+			out = append(out, word)
 		}
 	}
-	return &o, fs, nil
+	return out
 }
 
 // parseSize reads 24MiB, 512M or 16777216.
@@ -204,11 +216,27 @@ func (f *shareFlag) Set(s string) error {
 	return nil
 }
 
-func oneOf(s string, words ...string) error {
-	for _, w := range words {
-		if s == w {
-			return nil
-		}
+// choice is one of two words.
+type choice struct {
+	second  *bool
+	no, yes string
+}
+
+func (c *choice) String() string {
+	switch {
+	case c.second == nil: // the flag package asks a zero one
+		return ""
+	case *c.second:
+		return c.yes
 	}
-	return fmt.Errorf("want %s", strings.Join(words, " or "))
+	return c.no
+}
+
+// Set implements flag.Value.
+func (c *choice) Set(s string) error {
+	if s != c.no && s != c.yes {
+		return fmt.Errorf("want %s or %s", c.no, c.yes)
+	}
+	*c.second = s == c.yes
+	return nil
 }

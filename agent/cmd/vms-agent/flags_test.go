@@ -1,8 +1,6 @@
 package main
 
 import (
-	"flag"
-	"io"
 	"reflect"
 	"strings"
 	"testing"
@@ -49,6 +47,9 @@ func TestFlags(t *testing.T) {
 		"refuse new":        {args: []string{"-flash-full", "refuse-new"}, want: with(func(c *agent.Config) { c.RefuseNew = true })},
 		"drop oldest":       {args: []string{"-flash-full", "drop-oldest"}, env: map[string]string{"VMS_AGENT_FLASH_FULL": "refuse-new"}, want: def},
 		"full otherwise":    {args: []string{"-flash-full", "stop"}, err: "drop-oldest or refuse-new"},
+		"authorities":       {args: []string{"-ca", "/etc/a.pem,/etc/b.pem"}, want: with(func(c *agent.Config) { c.CA = []string{"/etc/a.pem", "/etc/b.pem"} })},
+		"time server":       {args: []string{"-sntp", "time.local"}, want: with(func(c *agent.Config) { c.SNTP = "time.local" })},
+		"insecure":          {env: map[string]string{"VMS_AGENT_INSECURE": "true"}, want: with(func(c *agent.Config) { c.Insecure = true })},
 		"endurance":         {args: []string{"-flash-endurance", "4T"}, want: with(func(c *agent.Config) { c.Endurance = 4 << 40 })},
 		"spool":             {args: []string{"-spool", "/mnt/x"}, want: with(func(c *agent.Config) { c.Spool = "/mnt/x" })},
 
@@ -67,14 +68,16 @@ func TestFlags(t *testing.T) {
 			}),
 		},
 		"flag before variable": {args: []string{"-ram", "8M"}, env: map[string]string{"VMS_AGENT_RAM": "32MiB"}, want: with(func(c *agent.Config) { c.RAM = 8 << 20 })},
-		"bad variable":         {env: map[string]string{"VMS_AGENT_FLASH": "much"}, err: `VMS_AGENT_FLASH="much"`},
+		"bad variable":         {env: map[string]string{"VMS_AGENT_FLASH": "much"}, err: `VMS_AGENT_FLASH: flash = "much": want a size`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			lookup := func(name string) (string, bool) {
-				v, ok := tt.env[name]
-				return v, ok
+			var environ []string
+			for k, v := range tt.env {
+				environ = append(environ, k+"="+v)
 			}
-			o, _, err := parse(tt.args, lookup, io.Discard)
+			// The default directory is below the working one.
+			t.Chdir(t.TempDir())
+			o, _, _, err := parse(tt.args, environ)
 			if tt.err != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.err) {
 					t.Errorf("error %v, want %q in it", err, tt.err)
@@ -89,18 +92,4 @@ func TestFlags(t *testing.T) {
 			}
 		})
 	}
-}
-
-// TestEveryFlagHasAVariable but the one that is a question.
-func TestEveryFlagHasAVariable(t *testing.T) {
-	named := map[string]bool{"version": true}
-	for _, v := range variables {
-		named[v.flag] = true
-	}
-	var o options
-	flags(&o, io.Discard).VisitAll(func(f *flag.Flag) {
-		if !named[f.Name] {
-			t.Errorf("-%s cannot be given in the environment", f.Name)
-		}
-	})
 }

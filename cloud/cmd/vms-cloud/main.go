@@ -1,6 +1,9 @@
 // Command vms-cloud is the cloud in one process: NVR, worker, API, page and,
-// unless one elsewhere is named, object store, with everything under one data
-// directory.
+// unless others elsewhere are named, object store and MQTT broker, with
+// everything under one data directory.
+//
+// `vms-cloud mosquitto` makes the files with which Mosquitto takes the broker's
+// place.
 package main
 
 import (
@@ -14,6 +17,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	_ "time/tzdata" // schedules are in the zones of hubs, and a container may have none
 
 	"github.com/zipato/vms/cloud"
 	"github.com/zipato/vms/pkg/obs"
@@ -35,6 +39,9 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	if len(args) > 0 && args[0] == "mosquitto" {
+		return mosquitto(ctx, args[1:], stdout, stderr)
+	}
 	var cfg cloud.Config
 	var logLevel, logFormat string
 	var showVersion bool
@@ -48,8 +55,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	fs.StringVar(&cfg.S3.URL, "s3-url", env("VMS_S3_URL", ""), "URL of an object store elsewhere, instead of the embedded one; keys in VMS_S3_ACCESS_KEY and VMS_S3_SECRET_KEY (VMS_S3_URL)")
 	fs.StringVar(&cfg.S3.Region, "s3-region", env("VMS_S3_REGION", "us-east-1"), "region of -s3-url (VMS_S3_REGION)")
 	fs.StringVar(&cfg.S3.Bucket, "s3-bucket", env("VMS_S3_BUCKET", "vms-recordings"), "bucket of -s3-url; it must be there (VMS_S3_BUCKET)")
+	fs.StringVar(&cfg.MQTTListen, "mqtt-listen", env("VMS_MQTT_LISTEN", "127.0.0.1:1883"), "address of the embedded MQTT broker (VMS_MQTT_LISTEN)")
+	fs.StringVar(&cfg.MQTTPublicURL, "mqtt-public-url", env("VMS_MQTT_PUBLIC_URL", ""), "URL under which hubs reach the MQTT broker (VMS_MQTT_PUBLIC_URL)")
+	fs.StringVar(&cfg.MQTTCert, "mqtt-cert", env("VMS_MQTT_CERT", ""), "certificate, a file of PEM, with which the embedded MQTT broker speaks TLS (VMS_MQTT_CERT)")
+	fs.StringVar(&cfg.MQTTKey, "mqtt-key", env("VMS_MQTT_KEY", ""), "key of -mqtt-cert (VMS_MQTT_KEY)")
+	fs.StringVar(&cfg.MQTT.URL, "mqtt-url", env("VMS_MQTT_URL", ""), "URL of an MQTT broker elsewhere, instead of the embedded one; see vms-cloud mosquitto (VMS_MQTT_URL)")
 	fs.DurationVar(&cfg.ReconcileEvery, "reconcile", 0, "how often the bucket is listed for objects that no notice told of; by default every hour, with -s3-url every minute")
-	fs.BoolVar(&cfg.Insecure, "insecure", false, "listen off the loopback, and talk to -s3-url, without TLS")
+	fs.BoolVar(&cfg.Insecure, "insecure", false, "listen off the loopback, and talk to -s3-url and -mqtt-url, without TLS")
 	fs.StringVar(&cfg.WorkerDir, "worker-dir", env("VMS_WORKER_DIR", ""), "directory of unfinished recordings, best on tmpfs; below -data by default (VMS_WORKER_DIR)")
 	fs.Int64Var(&cfg.WorkerBytes, "worker-bytes", 512<<20, "bytes of unfinished recordings, above which hubs have to wait")
 	fs.DurationVar(&cfg.RetentionAge, "retention", 2*time.Hour, "how long recordings are kept, 0 for ever")
@@ -81,6 +93,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if cfg.S3.URL != "" { // not flags: everybody sees those of a process
 		cfg.S3.AccessKey, cfg.S3.SecretKey = os.Getenv("VMS_S3_ACCESS_KEY"), os.Getenv("VMS_S3_SECRET_KEY")
 	}
+	if cfg.MQTT.URL != "" {
+		cfg.MQTT.Username, cfg.MQTT.Password = os.Getenv("VMS_MQTT_USERNAME"), os.Getenv("VMS_MQTT_PASSWORD")
+	}
 	var err error
 	if cfg.Log, err = obs.NewLogger(stderr, logLevel, logFormat); err != nil {
 		return err
@@ -90,7 +105,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	cfg.Log.Info("cloud starts", "url", c.URL(), "version", version)
+	cfg.Log.Info("cloud starts", "url", c.URL(), "mqtt", c.BrokerURL(), "version", version)
 	fmt.Fprintln(stdout, "listening", c.URL()) // whoever started us may be waiting for it
 	return c.Run(ctx)
 }

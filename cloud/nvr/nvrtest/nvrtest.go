@@ -135,6 +135,11 @@ func (o *Objects) PresignGet(_ context.Context, key string, expiry time.Duration
 	return "http://bucket.invalid/" + key, NewClock().Now().Add(expiry), o.failing("presign", key)
 }
 
+// PresignPut implements nvr.Objects.
+func (o *Objects) PresignPut(_ context.Context, key string, expiry time.Duration, _ string) (string, time.Time, error) {
+	return "http://bucket.invalid/" + key + "?put", NewClock().Now().Add(expiry), o.failing("presign", key)
+}
+
 // World is an NVR with everything around it.
 type World struct {
 	*nvr.NVR

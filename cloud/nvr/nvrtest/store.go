@@ -28,9 +28,13 @@ type Store struct {
 
 type hub struct {
 	nvr.Hub
-	code    *nvr.CodeHash
-	expires time.Time
+	code      *nvr.CodeHash
+	expires   time.Time
+	published int64
 }
+
+// raise raises the revision of what the hub should do.
+func (h *hub) raise(now time.Time) { h.Revision = max(h.Revision+1, now.UnixMilli()) }
 
 type channel struct {
 	nvr.ChannelRow
@@ -38,6 +42,7 @@ type channel struct {
 	generation vms.Generation
 	gaps       map[vms.GapID]vms.Gap
 	idle       []vms.TimeRange // the last one may have no end
+	modes      []nvr.ModeChange
 }
 
 type garbage struct {
@@ -75,7 +80,7 @@ func (s *Store) CreateHub(_ context.Context, h nvr.Hub, code nvr.CodeHash, expir
 		return err
 	}
 	defer s.mu.Unlock()
-	s.hubs[h.ID] = &hub{h, &code, expires}
+	s.hubs[h.ID] = &hub{Hub: h, code: &code, expires: expires}
 	return nil
 }
 
@@ -94,6 +99,7 @@ func (s *Store) EnrolHub(_ context.Context, code nvr.CodeHash, key ed25519.Publi
 		}
 		h.code, h.PublicKey, h.EnrolledAt = nil, key, now
 		h.Name = cmp.Or(h.Name, name)
+		h.raise(now)
 		return h.Hub, nil
 	}
 	return nvr.Hub{}, vms.ErrNotFound
@@ -126,6 +132,161 @@ func (s *Store) Hubs(_ context.Context, acct vms.AccountID, after nvr.Cursor, li
 	return pageOf(out, func(h nvr.Hub) nvr.Cursor { return nvr.Cursor{At: h.CreatedAt, ID: string(h.ID)} }, after, limit), nil
 }
 
+// UpdateHub implements nvr.Store.
+func (s *Store) UpdateHub(_ context.Context, acct vms.AccountID, id vms.HubID, now time.Time, change func(*nvr.Hub) error) (nvr.Hub, error) {
+	if err := s.lock(); err != nil {
+		return nvr.Hub{}, err
+	}
+	defer s.mu.Unlock()
+	h := s.hubs[id]
+	if h == nil || h.Account != acct || !h.RevokedAt.IsZero() {
+		return nvr.Hub{}, vms.ErrNotFound
+	}
+	after := h.Hub
+	if err := change(&after); err != nil {
+		return nvr.Hub{}, err
+	}
+	revision, modes := nvr.HubEffectsOf(h.Hub, after)
+	h.Name, h.TimeZone, h.Limits = after.Name, after.TimeZone, after.Limits
+	if revision {
+		h.raise(now)
+	}
+	for _, c := range s.channels {
+		if modes && c.Hub == id && !c.deleted {
+			s.putMode(c, now)
+		}
+	}
+	return h.Hub, nil
+}
+
+// DesiredChannels implements nvr.Store.
+func (s *Store) DesiredChannels(_ context.Context, id vms.HubID) (nvr.Hub, []nvr.ChannelRow, error) {
+	if err := s.lock(); err != nil {
+		return nvr.Hub{}, nil, err
+	}
+	defer s.mu.Unlock()
+	h := s.hubs[id]
+	if h == nil {
+		return nvr.Hub{}, nil, vms.ErrNotFound
+	}
+	return h.Hub, pageOf(s.rows(func(c *channel) bool { return c.Hub == id }), rowCursor, nvr.Cursor{}, len(s.channels)), nil
+}
+
+// DirtyHubs implements nvr.Store.
+func (s *Store) DirtyHubs(context.Context) (ids []vms.HubID, err error) {
+	if err := s.lock(); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	for id, h := range s.hubs {
+		if h.Revision > h.published && (len(h.PublicKey) > 0 || !h.RevokedAt.IsZero()) {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids, nil
+}
+
+// AllHubs implements nvr.Store.
+func (s *Store) AllHubs(context.Context) (ids []vms.HubID, err error) {
+	if err := s.lock(); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	for id, h := range s.hubs {
+		if len(h.PublicKey) > 0 {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids, nil
+}
+
+// Published implements nvr.Store.
+func (s *Store) Published(_ context.Context, id vms.HubID, revision int64) error {
+	if err := s.lock(); err != nil {
+		return err
+	}
+	defer s.mu.Unlock()
+	if h := s.hubs[id]; h != nil {
+		h.published = max(h.published, revision)
+	}
+	return nil
+}
+
+// RaiseRevision implements nvr.Store.
+func (s *Store) RaiseRevision(_ context.Context, id vms.HubID, seen int64, now time.Time) (bool, error) {
+	if err := s.lock(); err != nil {
+		return false, err
+	}
+	defer s.mu.Unlock()
+	h := s.hubs[id]
+	if h == nil || h.Revision >= seen {
+		return false, nil
+	}
+	h.Revision = seen
+	h.raise(now)
+	return true, nil
+}
+
+// follow does what a change of a channel means for the rest.
+func (s *Store) follow(before nvr.ChannelRow, c *channel, now time.Time) {
+	e := nvr.EffectsOf(before, c.ChannelRow)
+	for _, id := range e.Hubs {
+		s.hubs[id].raise(now)
+	}
+	if x := s.sessions[e.End]; x != nil && x.State == nvr.SessionOpen {
+		x.State = nvr.SessionEnded
+	}
+	if e.Open != "" {
+		s.sessions[e.Open] = &nvr.Session{SID: e.Open, Account: c.Account, Channel: c.ID, Hub: c.Hub, State: nvr.SessionOpen, CreatedAt: now}
+	}
+	if e.BeginIdle || e.EndIdle {
+		c.setIdle(e.BeginIdle, now)
+	}
+	if e.Mode {
+		s.putMode(c, now)
+	}
+}
+
+// putMode goes on with the history of a channel's modes.
+func (s *Store) putMode(c *channel, now time.Time) {
+	m := nvr.ModeChange{Since: now, Mode: c.Mode, Schedule: c.Schedule}
+	if h := s.hubs[c.Hub]; h != nil {
+		m.TimeZone = h.TimeZone
+	}
+	c.modes = slices.DeleteFunc(c.modes, func(o nvr.ModeChange) bool { return o.Since.Equal(now) })
+	c.modes = append(c.modes, m)
+}
+
+// Modes implements nvr.Store.
+func (s *Store) Modes(_ context.Context, id vms.ChannelID, from, to time.Time) (out []nvr.ModeChange, err error) {
+	if err := s.lock(); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	if c := s.live(id); c != nil {
+		for i, m := range c.modes {
+			over := i+1 < len(c.modes) && !c.modes[i+1].Since.After(from)
+			if m.Since.Before(to) && !over {
+				out = append(out, m)
+			}
+		}
+	}
+	return out, nil
+}
+
+// Transient implements nvr.Store.
+func (s *Store) Transient(context.Context) ([]nvr.ChannelRow, error) {
+	if err := s.lock(); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	return s.rows(func(c *channel) bool {
+		return c.Wanted && (c.WantedBy == nvr.WantedByViewer || !c.WantedUntil.IsZero())
+	}), nil
+}
+
 // RevokeHub implements nvr.Store.
 func (s *Store) RevokeHub(_ context.Context, acct vms.AccountID, id vms.HubID, now time.Time) ([]vms.SID, error) {
 	if err := s.lock(); err != nil {
@@ -137,6 +298,7 @@ func (s *Store) RevokeHub(_ context.Context, acct vms.AccountID, id vms.HubID, n
 		return nil, vms.ErrNotFound
 	}
 	h.RevokedAt, h.PublicKey, h.code = now, nil, nil
+	h.raise(now)
 	for _, c := range s.channels {
 		if c.Hub == id {
 			c.Hub, c.SID = "", ""
@@ -165,6 +327,7 @@ func (s *Store) CreateChannel(_ context.Context, c nvr.ChannelRow) error {
 		return err
 	}
 	s.channels[c.ID] = &channel{ChannelRow: c, gaps: map[vms.GapID]vms.Gap{}}
+	s.follow(nvr.ChannelRow{}, s.channels[c.ID], c.CreatedAt)
 	return nil
 }
 
@@ -218,17 +381,8 @@ func (s *Store) Channels(_ context.Context, acct vms.AccountID, after nvr.Cursor
 	return pageOf(s.rows(func(c *channel) bool { return c.Account == acct }), rowCursor, after, limit), nil
 }
 
-// WantedChannels implements nvr.Store.
-func (s *Store) WantedChannels(_ context.Context, id vms.HubID) ([]nvr.ChannelRow, error) {
-	if err := s.lock(); err != nil {
-		return nil, err
-	}
-	defer s.mu.Unlock()
-	return pageOf(s.rows(func(c *channel) bool { return c.Hub == id && c.Wanted }), rowCursor, nvr.Cursor{}, len(s.channels)), nil
-}
-
 // UpdateChannel implements nvr.Store.
-func (s *Store) UpdateChannel(_ context.Context, acct vms.AccountID, id vms.ChannelID, change func(*nvr.ChannelRow) error) (nvr.ChannelRow, error) {
+func (s *Store) UpdateChannel(_ context.Context, acct vms.AccountID, id vms.ChannelID, now time.Time, change func(*nvr.ChannelRow) error) (nvr.ChannelRow, error) {
 	if err := s.lock(); err != nil {
 		return nvr.ChannelRow{}, err
 	}
@@ -244,12 +398,14 @@ func (s *Store) UpdateChannel(_ context.Context, acct vms.AccountID, id vms.Chan
 	if err := s.check(row); err != nil {
 		return nvr.ChannelRow{}, err
 	}
+	before := c.ChannelRow
 	c.ChannelRow = row
+	s.follow(before, c, now)
 	return row, nil
 }
 
 // DeleteChannel implements nvr.Store.
-func (s *Store) DeleteChannel(_ context.Context, acct vms.AccountID, id vms.ChannelID, _ time.Time) ([]vms.SID, error) {
+func (s *Store) DeleteChannel(_ context.Context, acct vms.AccountID, id vms.ChannelID, now time.Time) ([]vms.SID, error) {
 	if err := s.lock(); err != nil {
 		return nil, err
 	}
@@ -257,6 +413,9 @@ func (s *Store) DeleteChannel(_ context.Context, acct vms.AccountID, id vms.Chan
 	c := s.live(id)
 	if c == nil || c.Account != acct {
 		return nil, vms.ErrNotFound
+	}
+	if h := s.hubs[c.Hub]; h != nil {
+		h.raise(now)
 	}
 	*c = channel{ChannelRow: nvr.ChannelRow{ID: id, Account: acct}, deleted: true}
 	for key, r := range s.recs {
@@ -278,10 +437,13 @@ func (s *Store) SetIdle(_ context.Context, id vms.ChannelID, idle bool, at time.
 		return err
 	}
 	defer s.mu.Unlock()
-	c := s.live(id)
-	if c == nil {
-		return nil
+	if c := s.live(id); c != nil {
+		c.setIdle(idle, at)
 	}
+	return nil
+}
+
+func (c *channel) setIdle(idle bool, at time.Time) {
 	k := len(c.idle) - 1
 	is := k >= 0 && c.idle[k].End.IsZero()
 	switch {
@@ -290,7 +452,6 @@ func (s *Store) SetIdle(_ context.Context, id vms.ChannelID, idle bool, at time.
 	case !idle && is:
 		c.idle[k].End = at
 	}
-	return nil
 }
 
 // Idle implements nvr.Store.

@@ -264,6 +264,9 @@ func (s *Store) Forget(_ context.Context, cutoff, unclaimed time.Time) error {
 				delete(c.gaps, id)
 			}
 		}
+		for len(c.modes) > 1 && c.modes[1].Since.Before(cutoff) {
+			c.modes = c.modes[1:]
+		}
 		c.idle = slices.DeleteFunc(c.idle, func(r vms.TimeRange) bool { return !r.End.IsZero() && r.End.Before(cutoff) })
 	}
 	for sid, x := range s.sessions {
@@ -276,6 +279,16 @@ func (s *Store) Forget(_ context.Context, cutoff, unclaimed time.Time) error {
 			h.code = nil
 		}
 	}
+	return nil
+}
+
+// Discard implements nvr.Store.
+func (s *Store) Discard(_ context.Context, key string, _, notBefore time.Time) error {
+	if err := s.lock(); err != nil {
+		return err
+	}
+	defer s.mu.Unlock()
+	s.discard(key, notBefore)
 	return nil
 }
 

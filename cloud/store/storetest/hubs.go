@@ -21,7 +21,7 @@ func enrolOnce(_ *testing.T, f *fixture) {
 	f.want(err, vms.ErrNotFound)
 	h, err := f.s.EnrolHub(f.Context(), nvr.CodeHash{1}, key, "Attic", t0.Add(time.Second))
 	f.ok(err)
-	want := nvr.Hub{ID: "h1", Account: "a", Name: "Attic", PublicKey: key, CreatedAt: t0, EnrolledAt: t0.Add(time.Second)}
+	want := nvr.Hub{ID: "h1", Account: "a", Name: "Attic", PublicKey: key, CreatedAt: t0, EnrolledAt: t0.Add(time.Second), Revision: t0.Add(time.Second).UnixMilli()}
 	if !reflect.DeepEqual(h, want) {
 		f.Errorf("EnrolHub = %+v, want %+v", h, want)
 	}
@@ -117,7 +117,7 @@ func channelHub(_ *testing.T, f *fixture) {
 	row := nvr.ChannelRow{ID: "c1", Account: "a", Hub: "theirs", Name: "x", Mode: nvr.ModeOnDemand, CreatedAt: t0}
 	f.want(f.s.CreateChannel(f.Context(), row), vms.ErrNotFound)
 	f.channel("a", "c1", "")
-	_, err := f.s.UpdateChannel(f.Context(), "a", "c1", func(r *nvr.ChannelRow) error { r.Hub = "theirs"; return nil })
+	_, err := f.s.UpdateChannel(f.Context(), "a", "c1", t0, func(r *nvr.ChannelRow) error { r.Hub = "theirs"; return nil })
 	f.want(err, vms.ErrNotFound)
 }
 
@@ -125,20 +125,21 @@ func updateChannel(_ *testing.T, f *fixture) {
 	f.hub("a", "h1")
 	f.channel("a", "c1", "h1")
 	no := errors.New("no")
-	_, err := f.s.UpdateChannel(f.Context(), "a", "c1", func(r *nvr.ChannelRow) error { r.Name = "lost"; return no })
+	_, err := f.s.UpdateChannel(f.Context(), "a", "c1", t0, func(r *nvr.ChannelRow) error { r.Name = "lost"; return no })
 	f.want(err, no)
-	_, err = f.s.UpdateChannel(f.Context(), "b", "c1", func(*nvr.ChannelRow) error { return nil })
+	_, err = f.s.UpdateChannel(f.Context(), "b", "c1", t0, func(*nvr.ChannelRow) error { return nil })
 	f.want(err, vms.ErrNotFound)
-	want, err := f.s.UpdateChannel(f.Context(), "a", "c1", func(r *nvr.ChannelRow) error {
+	want, err := f.s.UpdateChannel(f.Context(), "a", "c1", t0, func(r *nvr.ChannelRow) error {
 		r.Name, r.Wanted, r.SID, r.Mode, r.Secret = "Gate", true, "s1", nvr.ModeContinuous, []byte{9}
 		r.Camera = vms.Camera{URL: "rtsp://cam/1"}
+		r.Schedule, r.PreRoll, r.PostRoll, r.WantedBy, r.WantedUntil = "mon", 7, 70, nvr.WantedByRequest, t0.Add(time.Hour)
 		return nil
 	})
 	f.ok(err)
-	wanted, err := f.s.WantedChannels(f.Context(), "h1")
+	h, rows, err := f.s.DesiredChannels(f.Context(), "h1")
 	f.ok(err)
-	if len(wanted) != 1 || !reflect.DeepEqual(wanted[0], want) || want.Name != "Gate" {
-		f.Errorf("WantedChannels = %+v, want %+v", wanted, want)
+	if h.ID != "h1" || len(rows) != 1 || !reflect.DeepEqual(rows[0], want) || want.Name != "Gate" {
+		f.Errorf("DesiredChannels = %+v, want %+v", rows, want)
 	}
 }
 

@@ -27,6 +27,15 @@ func Run(t *testing.T, open func(t *testing.T) nvr.Store) {
 		{"ChannelNeedsAHubOfItsAccount", channelHub},
 		{"UpdateIsAllOrNothing", updateChannel},
 		{"DeletedChannelLeavesGarbage", deleteChannel},
+		{"RevisionRisesWithEveryChange", revisions},
+		{"RevisionFollowsTheClock", revisionClock},
+		{"RevisionOfARestoredDatabase", revisionRestored},
+		{"PublishedNeverFalls", published},
+		{"HubComesBackAsItWas", hubRoundTrip},
+		{"StartAndStopAreOneStep", startStop},
+		{"MovedChannelConcernsBothHubs", moved},
+		{"ModesAreRemembered", modes},
+		{"TransientChannels", transient},
 		{"FirstHubGetsTheSession", bindSession},
 		{"GenerationRisesOverSessions", generations},
 		{"RevokedSessionStaysRevoked", revokedStays},
@@ -49,6 +58,8 @@ func Run(t *testing.T, open func(t *testing.T) nvr.Store) {
 		{"IdleTimes", idle},
 		{"ExpireTakesTheOldest", expire},
 		{"Forget", forget},
+		{"ModesAreForgotten", forgetModes},
+		{"DiscardedObjects", discard},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

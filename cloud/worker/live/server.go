@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"maps"
 	"net/http"
 	"sync"
 	"time"
@@ -60,6 +61,20 @@ func (s *Server) Viewers() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.viewers
+}
+
+// Watched counts who looks on at each channel that somebody looks on at.
+func (s *Server) Watched() map[vms.ChannelID]int {
+	s.mu.Lock()
+	streams := maps.Clone(s.streams)
+	s.mu.Unlock()
+	out := make(map[vms.ChannelID]int)
+	for ch, st := range streams {
+		if n := st.count(); n > 0 {
+			out[ch] = n
+		}
+	}
+	return out
 }
 
 func (s *Server) enter() bool {

@@ -51,10 +51,12 @@ type viewer struct {
 }
 
 // Watched reports whether somebody looks on.
-func (s *Stream) Watched() bool {
+func (s *Stream) Watched() bool { return s.count() > 0 }
+
+func (s *Stream) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.viewers) > 0
+	return len(s.viewers)
 }
 
 // Publish shows a chunk, which init decodes. It never blocks. Chunks may be

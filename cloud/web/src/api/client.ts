@@ -1,15 +1,18 @@
 // Calls to the REST API of the origin that served this page.
 
-import type { Channel, ChannelPage, LiveURLs, Problem, RecordingPage } from "./types.ts";
+import type { Channel, ChannelPage, LiveURLs, Order, Problem, RecordingPage } from "./types.ts";
 import type { Timeline } from "../lib/timeline.ts";
 
 /** APIError is an answer other than 2xx; its message is a sentence for people. */
 export class APIError extends Error {
   readonly status: number;
-  constructor(status: number, message: string) {
-    super(message);
+  /** What kind of problem it is; programs decide by it. */
+  readonly type: string;
+  constructor(status: number, problem: Problem) {
+    super(problem.detail || problem.title || `The cloud answered with status ${status}.`);
     this.name = "APIError";
     this.status = status;
+    this.type = problem.type ?? "";
   }
 }
 
@@ -70,19 +73,16 @@ async function call<T>(method: string, path: string, signal?: AbortSignal, body?
     const offset = date - Date.now();
     clockOffset = Math.abs(offset) > 5_000 ? offset : 0;
   }
-  if (!res.ok) throw new APIError(res.status, sentence(res.status, text));
+  if (!res.ok) throw new APIError(res.status, problemOf(text));
   return (text === "" ? undefined : JSON.parse(text)) as T;
 }
 
-function sentence(status: number, text: string): string {
+function problemOf(text: string): Problem {
   try {
-    const p = JSON.parse(text) as Problem;
-    const said = p.detail || p.title;
-    if (said) return said;
+    return (JSON.parse(text) as Problem | null) ?? {};
   } catch {
-    // Not JSON: some proxy's page.
+    return {}; // not JSON: some proxy's page
   }
-  return `The cloud answered with status ${status}.`;
 }
 
 function channelPath(id: string, rest = ""): string {
@@ -133,15 +133,28 @@ export async function recordings(
   return all;
 }
 
-/** live asks for the URL of the live picture; its ticket is short-lived, so ask before each connection. */
-export function live(id: string, signal?: AbortSignal): Promise<LiveURLs> {
-  return call("GET", channelPath(id, "/live"), signal);
+/**
+ * live asks for the URL of the live picture; its ticket is short-lived, so ask
+ * before each connection. wake starts a channel on demand that is idle.
+ */
+export function live(id: string, wake: boolean, signal?: AbortSignal): Promise<LiveURLs> {
+  return call("GET", channelPath(id, `/live?start=${wake}`), signal);
 }
 
-export function start(id: string): Promise<void> {
-  return call("POST", channelPath(id, "/start"));
+/** isStarting: the stream is on its way, and to ask again in a second is of use. */
+export function isStarting(err: unknown): boolean {
+  return err instanceof APIError && err.type.endsWith(":starting");
 }
 
-export function stop(id: string): Promise<void> {
-  return call("POST", channelPath(id, "/stop"));
+// How long the hub may take to say how it went, seconds; less than an answer may take.
+const wait_s = 5;
+
+/** start has the channel's hub run its stream; an error says why it does not. */
+export function start(id: string): Promise<Order> {
+  return call("POST", channelPath(id, "/start"), undefined, { wait_s });
+}
+
+/** stop holds until the next start. */
+export function stop(id: string): Promise<Order> {
+  return call("POST", channelPath(id, "/stop"), undefined, { wait_s });
 }

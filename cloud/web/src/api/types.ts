@@ -5,10 +5,32 @@ export interface Channel {
   id: string;
   name: string;
   hub_id: string;
+  /** "on_demand", "continuous", "scheduled" or "event". */
   mode: string;
+  schedule: string;
+  pre_roll_s: number;
+  post_roll_s: number;
   state: string;
   problem?: string;
+  wanted: boolean;
+  /** Of mode on_demand: "request" or "viewer"; otherwise empty. */
+  wanted_by: string;
+  wanted_until?: string;
+  /** What its hub says: "SYNCING", "IN_SYNC" or "FAILED". */
+  sync_state?: string;
+  recording: boolean;
   streaming: boolean;
+}
+
+/** Order is an order to a hub that was taken; state and what follows are the hub's answer, if it was waited for. */
+export interface Order {
+  revision: number;
+  hub_online: boolean;
+  state?: string;
+  running?: boolean;
+  recording?: boolean;
+  stream?: string;
+  problem?: string;
 }
 
 export interface ChannelPage {
@@ -56,6 +78,7 @@ export interface LiveURLs {
 }
 
 export interface Problem {
+  type?: string;
   title?: string;
   detail?: string;
 }

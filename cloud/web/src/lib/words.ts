@@ -29,6 +29,7 @@ const states: Record<string, StateWords> = {
   },
   auth: { label: "Login refused", tone: "bad", sentence: "The camera refuses the user name or the password." },
   refused: { label: "Not authorized", tone: "bad", sentence: "The hub is no longer allowed to stream this channel." },
+  waiting: { label: "Waiting", tone: "off", sentence: "The hub waits for the hours of this channel, or for an event." },
   stopped: { label: "Stopped", tone: "off", sentence: "This channel is stopped." },
 };
 

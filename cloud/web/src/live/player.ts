@@ -16,11 +16,14 @@ export type LiveState =
   | { kind: "blocked" }
   | { kind: "unsupported"; mime: string };
 
-/** Where the live picture is; throws OfflineError when there is none to see now. */
+/** Where the live picture is; throws OfflineError when there is none to see now, StartingError when there soon is. */
 export type Locate = (signal: AbortSignal) => Promise<string>;
 
 /** OfflineError says that asking again at once is of no use, and why. */
 export class OfflineError extends Error {}
+
+/** StartingError says that the stream is on its way. */
+export class StartingError extends Error {}
 
 const tickMs = 250;
 /** Chunks come every 200 ms; without any for this long the picture is not live. */
@@ -28,6 +31,8 @@ const quietMs = 4_000;
 /** A socket that is silent for this long is dead, whatever TCP thinks. */
 const deadMs = 15_000;
 const maxFailures = 3;
+/** How often to ask for a stream that starts. */
+const startingMs = 1_000;
 /** A camera's codec changes when somebody changes it: no hurry. */
 const unsupportedMs = 60_000;
 /** After an init or a jump, how long older fragments may still come in a burst. */
@@ -99,7 +104,13 @@ export class LivePlayer {
       const end = await this.#connection();
       if (this.#stop.signal.aborted) return;
       this.#set(end);
-      await this.#pause(end.kind === "unsupported" ? unsupportedMs : backoff.next(performance.now() - began));
+      await this.#pause(
+        end.kind === "unsupported"
+          ? unsupportedMs
+          : end.kind === "connecting"
+            ? startingMs
+            : backoff.next(performance.now() - began),
+      );
     }
   }
 
@@ -109,6 +120,7 @@ export class LivePlayer {
     try {
       url = await this.#locate(this.#stop.signal);
     } catch (err) {
+      if (err instanceof StartingError) return { kind: "connecting" };
       const why = err instanceof Error ? err.message : String(err);
       return err instanceof OfflineError ? { kind: "offline", cause: why } : { kind: "retrying", why };
     }

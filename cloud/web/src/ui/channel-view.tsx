@@ -35,7 +35,7 @@ export function ChannelView(props: {
   }, [playing?.id]);
 
   const command = useCallback(
-    async (run: (id: string) => Promise<void>): Promise<void> => {
+    async (run: (id: string) => Promise<unknown>): Promise<void> => {
       setRefusal("");
       try {
         await run(channel.id);

@@ -3,16 +3,17 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import * as api from "../api/client.ts";
 import type { Channel } from "../api/types.ts";
 import { codecName, hasSound, startable, stateWords } from "../lib/words.ts";
-import { LivePlayer, OfflineError, type LiveState } from "../live/player.ts";
+import { LivePlayer, OfflineError, StartingError, type LiveState } from "../live/player.ts";
 import { Fullscreen, Muted, NoPicture, Play, Sound } from "./icons.tsx";
 
 /** Conflict, gone or not streaming now: there is a cause, and no hurry. */
 const offlineStatus = new Set([404, 409, 410, 503]);
 
-async function locate(channel: string, signal: AbortSignal): Promise<string> {
+async function locate(channel: string, wake: boolean, signal: AbortSignal): Promise<string> {
   try {
-    return (await api.live(channel, signal)).mse;
+    return (await api.live(channel, wake, signal)).mse;
   } catch (err) {
+    if (api.isStarting(err)) throw new StartingError();
     if (err instanceof api.APIError && offlineStatus.has(err.status)) throw new OfflineError(err.message);
     throw err;
   }
@@ -29,7 +30,20 @@ export function LiveView(props: { channel: Channel; onStart: () => void }): JSX.
 
   useEffect(() => {
     setState({ kind: "connecting" });
-    const p = new LivePlayer(video.current!, (signal) => locate(channel.id, signal), setState);
+    // Who opens the page wakes a channel on demand, once: a stop, here or
+    // elsewhere, is not taken back by a page that stands open.
+    let wake = true;
+    const find = async (signal: AbortSignal): Promise<string> => {
+      try {
+        const url = await locate(channel.id, wake, signal);
+        wake = false;
+        return url;
+      } catch (err) {
+        wake &&= err instanceof api.Unreachable; // it did not hear
+        throw err;
+      }
+    };
+    const p = new LivePlayer(video.current!, find, setState);
     player.current = p;
     return () => p.close();
   }, [channel.id]);

@@ -1,0 +1,73 @@
+package worker_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/zipato/vms/pkg/token"
+	"github.com/zipato/vms/pkg/vms"
+)
+
+// look opens the live picture of a channel as a browser does.
+func (r *rig) look(ln *pipes, ch vms.ChannelID) *websocket.Conn {
+	r.t.Helper()
+	ticket, err := r.signer.SignView(token.View{Worker: "w1", Channel: ch, Expires: time.Now().Add(time.Hour)})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	tr := &http.Transport{DialContext: ln.dial, DisableKeepAlives: true}
+	c, _, err := websocket.Dial(r.t.Context(), "ws://worker/live?ticket="+ticket, &websocket.DialOptions{HTTPClient: &http.Client{Transport: tr}})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.wg.Go(func() { // takes what comes, and answers pings
+		for err == nil {
+			_, _, err = c.Read(context.Background())
+		}
+	})
+	return c
+}
+
+// The NVR learns within a second that viewers came or went, again while they stay,
+// and what it did not hear.
+func TestTheNVRKnowsWhoLooksOn(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		ln := newPipes()
+		srv := &http.Server{Handler: r.w.LiveHandler(), ReadHeaderTimeout: time.Minute}
+		r.wg.Go(func() { _ = srv.Serve(ln) })
+		defer srv.Close()
+		expect := func(after time.Duration, want ...string) {
+			r.t.Helper()
+			time.Sleep(after)
+			synctest.Wait()
+			got := r.nvr.heardViewers()
+			if slices.Sort(got); !slices.Equal(got, want) {
+				r.t.Errorf("told %q, want %q", got, want)
+			}
+		}
+		expect(time.Minute)
+		first := r.look(ln, "a")
+		expect(time.Second, "a 1")
+		second, other := r.look(ln, "a"), r.look(ln, "b")
+		expect(time.Second, "a 2", "b 1")
+		expect(8 * time.Second)
+		expect(2*time.Second, "a 2", "b 1")
+		r.nvr.setFail(errors.New("away"))
+		_ = first.CloseNow()
+		expect(2*time.Second, "a 1", "a 1")
+		r.nvr.setFail(nil)
+		expect(time.Second, "a 1")
+		_ = second.CloseNow()
+		expect(time.Second, "a 0")
+		_ = other.CloseNow()
+		expect(time.Second, "b 0")
+		expect(time.Hour)
+	})
+}
