@@ -143,6 +143,7 @@ type Agent struct {
 	controlMu  sync.Mutex
 	controlUp  bool
 	controlErr error
+	parked     string    // why this agent does nothing, empty: it does its work
 	asked      time.Time // when the NVR was asked the time last
 }
 

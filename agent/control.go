@@ -9,6 +9,7 @@ import (
 	"github.com/zipato/vms/agent/control"
 	"github.com/zipato/vms/agent/reconcile"
 	"github.com/zipato/vms/agent/uplink"
+	"github.com/zipato/vms/pkg/problem"
 	"github.com/zipato/vms/pkg/retry"
 	"github.com/zipato/vms/pkg/vms"
 	"github.com/zipato/vms/pkg/wire"
@@ -180,10 +181,35 @@ func (a *Agent) setControl(err error) {
 	a.controlMu.Lock()
 	a.controlUp, a.controlErr = err == nil, err
 	a.controlMu.Unlock()
-	if err == nil {
+	switch {
+	case err == nil:
+		a.park("")
 		a.askTime()
 		a.tellReport()
+	case problem.TypeOf(err) == wire.ProblemRival:
+		a.park("Another agent is connected with the identity of this hub. Give this one an enrolment of its own.")
 	}
+}
+
+// park leaves cameras and broker to another agent with this hub's identity,
+// which the NVR has met first, until the NVR takes this one. Two would pull each
+// camera twice, run each command twice and throw each other off the broker.
+func (a *Agent) park(why string) {
+	a.controlMu.Lock()
+	changed := a.parked != why
+	a.parked = why
+	a.controlMu.Unlock()
+	if !changed {
+		return
+	}
+	a.reconciler.Suspend(why)
+	var b wire.Broker
+	if why == "" {
+		if kept := a.broker(); kept != nil {
+			b = *kept
+		}
+	}
+	a.mqtt.SetBroker(b)
 }
 
 func (a *Agent) controlState() (state, problem string) {

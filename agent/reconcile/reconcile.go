@@ -114,6 +114,7 @@ type Reconciler struct {
 	mu      sync.Mutex
 	doc     *document // nil: none yet
 	refused string    // why the document that came last was
+	idle    string    // why nothing is to run; empty: what is wanted
 	locals  map[vms.ChannelID]*request
 	settle  map[vms.ChannelID][]chan struct{} // closed when the channel is as wanted, or cannot be
 
@@ -168,6 +169,18 @@ func (r *Reconciler) Kick() {
 	}
 }
 
+// Suspend has every stream stopped, whoever wants it, until it is called with no
+// reason: a hub of which there are two must leave the cameras to the other one.
+func (r *Reconciler) Suspend(why string) {
+	r.mu.Lock()
+	changed := r.idle != why
+	r.idle = why
+	r.mu.Unlock()
+	if changed {
+		r.Kick()
+	}
+}
+
 // Run converges until ctx ends. What runs then goes on running.
 func (r *Reconciler) Run(ctx context.Context) {
 	defer close(r.over)
@@ -202,7 +215,7 @@ const never = 24 * time.Hour
 // it is, and returns when to look again.
 func (r *Reconciler) pass() (started int, wait time.Duration) {
 	r.mu.Lock()
-	doc, problem := r.doc, r.refused
+	doc, problem, idle := r.doc, r.refused, r.idle
 	locals := maps.Clone(r.locals)
 	for ch, w := range r.settle {
 		r.waiting[ch] = append(r.waiting[ch], w...)
@@ -231,6 +244,9 @@ func (r *Reconciler) pass() (started int, wait time.Duration) {
 	}
 	for _, ch := range channels(wishes) {
 		w := wishes[ch]
+		if idle != "" && w.target != nil {
+			w.target, w.problem = nil, idle
+		}
 		it := r.items[ch]
 		if it == nil {
 			it = &item{

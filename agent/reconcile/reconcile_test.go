@@ -65,6 +65,32 @@ func TestReactsAtOnce(t *testing.T) {
 	})
 }
 
+// TestSuspended: a hub of which there are two leaves the cameras, and takes them
+// again when it is the only one.
+func TestSuspended(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHub(t)
+		h.boot()
+		defer func() { h.stop() }()
+		h.desire(1, want("ch_1", wire.ModeContinuous))
+		synctest.Wait()
+		h.Suspend("there are two")
+		h.desire(2, want("ch_1", wire.ModeContinuous), want("ch_2", wire.ModeContinuous))
+		synctest.Wait()
+		if n := len(h.runner.running()); n != 0 {
+			t.Errorf("%d streams run", n)
+		}
+		if it := h.item("ch_1"); it.Problem != "there are two" {
+			t.Errorf("reported: %+v", it)
+		}
+		h.Suspend("")
+		synctest.Wait()
+		if n := len(h.runner.running()); n != 2 {
+			t.Errorf("%d streams run, want 2", n)
+		}
+	})
+}
+
 // TestOneSlowCameraKeepsNobodyWaiting: operations on other channels go on.
 func TestOneSlowCameraKeepsNobodyWaiting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -3,6 +3,7 @@ package e2e
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -143,8 +144,13 @@ func chaosTwoAgents(t *testing.T) *audit {
 		return request("GET", other.agentURL+"/v1/status", r.lanKey, nil, &status) == nil && status.Control == "offline" && status.Problem != ""
 	})
 	t.Logf("the second agent says: %s", status.Problem)
+	// What it was told when it was copied it begins to do; then it leaves the camera.
+	other.eventually(10*time.Second, "the second agent leaves the camera", func() bool {
+		list, err := other.tryStreams()
+		return err == nil && !slices.ContainsFunc(list, func(s agentStream) bool { return !s.Delivering })
+	})
 	for end := time.Now().Add(span(time.Minute, 8*time.Second)); time.Now().Before(end); r.lasts(time.Second) {
-		if list, err := other.tryStreams(); err != nil || len(list) > 0 && list[0].Frames > 0 {
+		if list, err := other.tryStreams(); err != nil || slices.ContainsFunc(list, func(s agentStream) bool { return !s.Delivering }) {
 			t.Errorf("the second agent runs %+v, %v", list, err)
 		}
 		if !r.online() {

@@ -197,7 +197,7 @@ func (h *Handler) enter(ctx context.Context, c *conn) error {
 		}
 		h.mu.Unlock()
 		if old.answers(ctx, h.ProbeWithin) {
-			return &problem.Problem{Type: problem.TypeConflict, Title: "Conflict", Status: http.StatusConflict, RetryAfter: 5 * time.Second,
+			return &problem.Problem{Type: wire.ProblemRival, Title: "Conflict", Status: http.StatusConflict, RetryAfter: 5 * time.Second,
 				Detail: "Another agent is connected with the identity of this hub."}
 		}
 		if ctx.Err() != nil {

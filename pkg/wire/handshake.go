@@ -119,6 +119,7 @@ const (
 	ProblemTicketInvalid = "urn:vms:problem:ticket-invalid" // 401, worker
 	ProblemTicketExpired = "urn:vms:problem:ticket-expired" // 401, worker
 	ProblemFenced        = "urn:vms:problem:fenced"         // 409, worker: a newer generation is known
+	ProblemRival         = "urn:vms:problem:rival"          // 409, NVR: another agent with the hub's identity is connected
 	ProblemNoWorker      = "urn:vms:problem:no-worker"      // 503, NVR: come back
 	ProblemBusy          = "urn:vms:problem:busy"           // 503, worker: come back
 )
