@@ -97,8 +97,8 @@ $(LINTER): scripts/tools/go.mod scripts/tools/go.sum
 	cd scripts/tools && go build -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
 .PHONY: unit
-unit:
-	go test -race -short $(TESTFLAGS) $(PACKAGES)
+unit: # many wait more than they compute: four at a time
+	go test -race -short -p 4 $(TESTFLAGS) $(PACKAGES)
 
 .PHONY: web-check
 ifeq ($(NODE),yes)
@@ -156,6 +156,10 @@ fuzz: ## run every fuzzer for FUZZTIME (5s)
 .PHONY: bench-live
 bench-live: setup build ## how soon the page shows the live picture: at most 2 s, or it fails
 	@export LIVE_MS=2000; $(call e2e-test,-run TestFirstLight,./cloud/e2e)
+
+.PHONY: bench-control
+bench-control: setup build ## from a start over REST to the first chunk at the worker: p95 at most 1 s, or it fails
+	@export BENCH_CONTROL=1; $(call e2e-test,-run '^TestControlBench$$',./cloud/e2e)
 
 .PHONY: bench
 bench: ## benchmarks with allocations (BENCH=regexp)

@@ -28,6 +28,9 @@ type request struct {
 	// Borrows: the camera, or its password, is the one that the cloud stored, as it
 	// is at the time. Else it is as it was given, whatever the cloud stores later.
 	Borrows bool `json:"borrows,omitempty"`
+	// Known is the revision of the desired document that counted when it was made;
+	// 0: none. A stop in the cloud of a later one ends it.
+	Known int64 `json:"known,omitempty"`
 
 	result chan error // cap 1; nil: nobody waits
 }
@@ -56,7 +59,7 @@ func (l *request) tell(err error) {
 // and waits until it was started. A request that failed is forgotten. Errors are
 // the Runner's, or
 //
-//	vms.ErrConflict     the cloud runs the channel, or starts it meanwhile
+//	vms.ErrConflict     the cloud runs the channel, or starts or stops it meanwhile
 //	vms.ErrForbidden    the stored password would go to another address
 //	vms.ErrInvalid      there is no camera, or its address is none
 //	vms.ErrUnavailable  the agent is stopping
@@ -98,7 +101,7 @@ var errRuns = errors.New("it runs")
 func (r *Reconciler) admit(req *request) error {
 	stored := r.doc.stream(req.Channel)
 	cam, borrows, err := complete(req.Camera, stored, r.cfg.Address)
-	req.Borrows = borrows
+	req.Borrows, req.Known = borrows, r.doc.revision()
 	if err != nil || stored == nil {
 		return err
 	}
@@ -232,7 +235,7 @@ func (r *Reconciler) restore(req, old *request) {
 	r.mu.Lock()
 	mine := r.locals[req.Channel] == req
 	if mine && old != nil {
-		r.locals[req.Channel] = &request{Local: old.Local, Borrows: old.Borrows}
+		r.locals[req.Channel] = &request{Local: old.Local, Borrows: old.Borrows, Known: old.Known}
 	} else if mine {
 		delete(r.locals, req.Channel)
 	}

@@ -127,6 +127,77 @@ func TestCloudGoesFirst(t *testing.T) {
 	})
 }
 
+// TestStopInTheCloudEndsARequest that was made before the hub knew of the stop,
+// although the cloud did not want the channel before either; and whatever became
+// of the document that brought it. Later ones run.
+func TestStopInTheCloudEndsARequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHub(t)
+		h.boot()
+		defer func() { h.stop() }()
+		stopped := func(with int64) wire.DesiredStream {
+			return want("ch_1", wire.ModeOnDemand, off, func(s *wire.DesiredStream) { s.Stopped = with })
+		}
+		start := func() {
+			t.Helper()
+			if err := h.Start(local("ch_1", vms.Camera{Host: "a", Username: "u", Password: "p"})); err != nil {
+				t.Fatal(err)
+			}
+		}
+		runs := func(what string, want bool) {
+			t.Helper()
+			synctest.Wait()
+			if _, got := h.runner.running()["ch_1"]; got != want {
+				t.Errorf("%s: runs %t, want %t", what, got, want)
+			}
+			if i := h.item("ch_1"); i.State != wire.InSync || i.Running != want || (i.Origin == wire.OriginLAN) != want {
+				t.Errorf("%s: reported %+v", what, i)
+			}
+		}
+		start() // by a hub that was never told anything
+		h.desire(1, stopped(0))
+		runs("declared", true)
+		h.desire(2, stopped(2))
+		runs("stopped", false)
+		start()
+		runs("started when the stop was seen", true)
+		h.desire(3, stopped(2))
+		runs("another change", true)
+		h.reboot()
+		runs("after a reboot", true)
+		h.desire(6, stopped(4)) // 4 and 5 got lost
+		runs("stopped, by a later document", false)
+		h.reboot()
+		runs("stopped, after a reboot", false)
+
+		// What a failed start puts back is as old as it was.
+		start()
+		h.runner.mu.Lock()
+		h.runner.slow = time.Second
+		h.runner.mu.Unlock()
+		h.runner.fail("ch_1", errors.New("broken"))
+		h.desire(7, want("ch_1", wire.ModeOnDemand, off, func(s *wire.DesiredStream) { s.Stopped = 4 }), want("ch_2", wire.ModeOnDemand, off))
+		if err := h.Start(local("ch_1", vms.Camera{Host: "b", Username: "u", Password: "p"})); err == nil {
+			t.Error("a broken camera was started")
+		}
+		h.runner.fail("ch_1", nil)
+		h.desire(8, stopped(7))
+		time.Sleep(time.Minute)
+		runs("stopped after a failed start", false)
+
+		// Who still waits for a start hears of it.
+		got := make(chan error)
+		go func() { got <- h.Start(local("ch_1", vms.Camera{Host: "a", Username: "u", Password: "p"})) }()
+		synctest.Wait()
+		h.desire(9, stopped(9))
+		if err := <-got; !errors.Is(err, vms.ErrConflict) || !strings.Contains(err.Error(), "stopped in the cloud") {
+			t.Errorf("Start = %v, want that it was stopped meanwhile", err)
+		}
+		time.Sleep(time.Minute)
+		runs("stopped while it was being started", false)
+	})
+}
+
 // TestFailedRequestIsForgotten, and what ran before it goes on.
 func TestFailedRequestIsForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -82,9 +82,15 @@ type world struct {
 	mu     sync.Mutex
 	doc    *wire.Desired           // what counts on the hub
 	before *wire.Desired           // what did before this step
-	locals map[vms.ChannelID]Local // what the LAN asked for
-	asking map[vms.ChannelID]Local // what it asks for in this step, or did before it
+	locals map[vms.ChannelID]asked // what the LAN asked for
+	asking map[vms.ChannelID]asked // what it asks for in this step, or did before it
 	moving bool                    // the clock does more than go on
+}
+
+// asked is what the LAN asked for, and the revision that the hub had then.
+type asked struct {
+	Local
+	Known int64
 }
 
 func newWorld(t *testing.T, rng *rand.Rand) *world {
@@ -94,7 +100,7 @@ func newWorld(t *testing.T, rng *rand.Rand) *world {
 	}
 	w := &world{
 		t: t, rng: rng, hub: newHub(t), zone: zone, counts: make(map[string]int),
-		locals: make(map[vms.ChannelID]Local), asking: make(map[vms.ChannelID]Local),
+		locals: make(map[vms.ChannelID]asked), asking: make(map[vms.ChannelID]asked),
 	}
 	w.hub.runner.onStart, w.hub.runner.onStop = w.starting, w.stopping
 	return w
@@ -125,8 +131,16 @@ func (w *world) cloudWants(doc *wire.Desired, ch vms.ChannelID, now time.Time, c
 }
 
 // lanWants says whether a request of the LAN can be obeyed with a document, and
-// from which camera: one that names none has the cloud's.
-func lanWants(t *testing.T, doc *wire.Desired, l Local) (vms.Camera, bool) {
+// from which camera: one that names none has the cloud's. One that is older than
+// the last stop in the cloud cannot.
+func lanWants(t *testing.T, doc *wire.Desired, l asked) (vms.Camera, bool) {
+	if doc != nil {
+		for _, s := range doc.Streams {
+			if s.Channel == l.Channel && s.Stopped > l.Known {
+				return vms.Camera{}, false
+			}
+		}
+	}
 	if l.Camera.Host != "" {
 		return l.Camera, true
 	}
@@ -148,7 +162,7 @@ func (w *world) isWanted(t Target) bool {
 	defer w.mu.Unlock()
 	if t.Origin == wire.OriginLAN {
 		for _, doc := range []*wire.Desired{w.doc, w.before} {
-			for _, locals := range []map[vms.ChannelID]Local{w.locals, w.asking} {
+			for _, locals := range []map[vms.ChannelID]asked{w.locals, w.asking} {
 				l, ok := locals[t.Channel]
 				if cam, can := lanWants(w.t, doc, l); ok && can && l.SID == t.SID && sameCamera(cam, t.Camera) {
 					return true
@@ -194,7 +208,7 @@ func (w *world) stopping(ch vms.ChannelID) {
 	defer w.mu.Unlock()
 	_, a := w.cloudWants(w.doc, ch, now, certain)
 	_, b := w.cloudWants(w.before, ch, now, certain)
-	lan := func(locals map[vms.ChannelID]Local, doc *wire.Desired) bool {
+	lan := func(locals map[vms.ChannelID]asked, doc *wire.Desired) bool {
 		l, ok := locals[ch]
 		_, can := lanWants(w.t, doc, l)
 		return ok && can
@@ -273,7 +287,7 @@ func (w *world) obsolete() {
 	defer w.mu.Unlock()
 	for ch, l := range w.locals {
 		if _, can := lanWants(w.t, w.doc, l); !can && w.doc != nil {
-			delete(w.locals, ch) // the camera was the cloud's, and that has taken it away
+			delete(w.locals, ch) // the camera was the cloud's, and that has taken it away; or it stopped the channel
 		}
 		if s, ok := w.cloudWants(w.doc, ch, now, certain); ok && (certain || s.Mode != wire.ModeScheduled) {
 			delete(w.locals, ch)
@@ -310,12 +324,16 @@ func (w *world) issue(ch vms.ChannelID) {
 	}
 	now, _ := w.hub.now()
 	s := &m.Streams[at]
-	switch w.rng.IntN(8) {
+	switch w.rng.IntN(9) {
+	case 8: // the owner stops what does not run, perhaps
+		s.Active, s.Until, s.Stopped = false, time.Time{}, m.Revision
 	case 0, 1, 6, 7:
 		s.Active = !s.Active
 		if s.Active {
 			w.cameras++
 			s.SID = vms.SID(fmt.Sprintf("sid_%d", w.cameras))
+		} else if w.rng.IntN(2) == 0 { // the owner, and not the end of its time
+			s.Stopped = m.Revision
 		}
 		s.Until = time.Time{}
 		if s.Mode == wire.ModeOnDemand && w.rng.IntN(2) == 0 {
@@ -406,8 +424,12 @@ func (w *world) lanStart(ch vms.ChannelID) {
 	case l.Camera.Host != "" && l.Camera.Password == "" && stored:
 		wrong = vms.ErrForbidden
 	}
+	request := asked{Local: l}
+	if w.doc != nil {
+		request.Known = w.doc.Revision
+	}
 	if !taken && wrong == nil {
-		w.asking[ch] = l
+		w.asking[ch] = request
 	}
 	w.mu.Unlock()
 	began := time.Now()
@@ -435,7 +457,7 @@ func (w *world) lanStart(ch vms.ChannelID) {
 	}
 	if err == nil {
 		w.mu.Lock()
-		w.locals[ch] = l
+		w.locals[ch] = request
 		w.mu.Unlock()
 	}
 }
@@ -489,23 +511,23 @@ func (w *world) reboot() {
 		}
 		bad = w.doc == nil || w.doc.Revision != was
 	}
-	var kept []Local
+	var kept []asked
 	if local != nil {
 		if err := json.Unmarshal(local, &kept); err != nil {
 			w.t.Error(err)
 		}
 	}
 	had := w.locals
-	w.locals = make(map[vms.ChannelID]Local)
+	w.locals = make(map[vms.ChannelID]asked)
 	for _, l := range kept {
 		w.locals[l.Channel] = l
 	}
 	lost := len(had) != len(w.locals)
 	for ch, l := range had {
-		lost = lost || w.locals[ch].SID != l.SID
+		lost = lost || w.locals[ch].SID != l.SID || w.locals[ch].Known != l.Known
 	}
 	w.before = w.doc
-	w.asking = make(map[vms.ChannelID]Local)
+	w.asking = make(map[vms.ChannelID]asked)
 	for ch, l := range w.locals {
 		w.asking[ch] = l
 	}

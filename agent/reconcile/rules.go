@@ -64,6 +64,10 @@ type wish struct {
 //
 //   - What the cloud wants to run now goes before what was asked for on the LAN,
 //     and ends that: who stops the channel in the cloud later wants it stopped.
+//   - Who stops the channel in the cloud also ends a request on the LAN that was
+//     made before this hub had seen the stop, whether the cloud ran the channel or
+//     not, and in whichever later document the hub hears of it. One that is made
+//     when the hub has seen the stop runs.
 //   - A request on the LAN that borrows the cloud's camera ends with that.
 //   - An on-demand stream ends at its Until.
 //   - A scheduled one needs the time. As long as that is not certain it records
@@ -83,6 +87,11 @@ func decide(doc *document, locals map[vms.ChannelID]*request, address func(vms.C
 	}
 	for ch, l := range locals {
 		w, declared := wishes[ch]
+		if s := doc.stream(ch); s != nil && l.Known < s.Stopped {
+			w.over, w.why = l, fmt.Errorf("%w: the channel was stopped in the cloud meanwhile", vms.ErrConflict)
+			wishes[ch] = w
+			continue
+		}
 		if declared && w.target != nil {
 			if certain || w.mode != wire.ModeScheduled {
 				w.over, w.why = l, fmt.Errorf("%w: the cloud has started this channel meanwhile", vms.ErrConflict)

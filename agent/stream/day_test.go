@@ -528,6 +528,9 @@ func TestADayOfWrongClocks(t *testing.T) {
 		{500e-6, 500e-6, true, false},
 		{-500e-6, -500e-6, false, false},
 	} {
+		if raced && i > 0 {
+			continue // they use the same code; without the detector all take 3 s
+		}
 		t.Run(fmt.Sprintf("hub %+.0f ppm camera %+.0f ppm rtc %v rtcp %v", tt.hub*1e6, tt.cam*1e6, tt.rtc, tt.rtcp), func(t *testing.T) {
 			t.Parallel()
 			flash := t.TempDir()

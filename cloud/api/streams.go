@@ -129,7 +129,7 @@ func (s *server) addStreams() {
 		OperationID: "stop-channel", Path: base + "/stop",
 		Summary: "Stop the stream",
 		Description: "It holds until the next start, in every mode, also after a reboot. What the hub has buffered still comes. " +
-			"Stopping what does not run is no error. The answers are those of a start.",
+			"It also ends a stream of the channel that was started on the LAN. Stopping what does not run is no error. The answers are those of a start.",
 		RequestBody: withExample(StopRequest{WaitS: 10, WhenOffline: "queue"}),
 	}), func(ctx context.Context, in *struct {
 		ChannelPath

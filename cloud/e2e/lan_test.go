@@ -95,4 +95,30 @@ func TestStreamStartedOnTheLAN(t *testing.T) {
 	if !strings.Contains(refused.Problem, "NVR refuses") {
 		t.Errorf("problem %q does not say who refuses", refused.Problem)
 	}
+
+	// Who stops a channel in the cloud stops what the LAN started too, although
+	// the cloud never wanted it to run; a later start on the LAN is a new one.
+	own := s.addChannel("gate", cam.URL())
+	for range 2 {
+		s.call("POST", "/channels/"+string(own)+"/token", nil, &tok)
+		s.eventually(20*time.Second, "the LAN starts the channel of the hub", func() bool {
+			st, err = start(tok.Token)
+			return err == nil
+		})
+		s.eventually(20*time.Second, "it is up", func() bool {
+			got, ok := s.stream(own)
+			return ok && got.State == "streaming"
+		})
+		var order struct {
+			State   string `json:"state"`
+			Running bool   `json:"running"`
+		}
+		s.call("POST", "/channels/"+string(own)+"/stop", map[string]any{"wait_s": 15}, &order)
+		if order.State != "IN_SYNC" || order.Running {
+			t.Errorf("the stop in the cloud is answered with %+v, want that it does not run", order)
+		}
+		if got, ok := s.stream(own); ok && got.State != "stopped" {
+			t.Errorf("the agent still has %+v", got)
+		}
+	}
 }

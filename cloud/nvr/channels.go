@@ -110,7 +110,7 @@ func (n *NVR) applyPatch(r *ChannelRow, p ChannelPatch) error {
 		r.Name = *p.Name
 	}
 	if p.Hub != nil && *p.Hub != r.Hub {
-		r.Hub, r.SID = *p.Hub, "" // a session is one hub's
+		r.Hub, r.SID, r.StoppedRevision = *p.Hub, "", 0 // a session is one hub's, and so is a revision
 		if r.Wanted && r.Hub != "" {
 			r.SID = newSID()
 		}

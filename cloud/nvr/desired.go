@@ -94,7 +94,7 @@ func (n *NVR) order(h Hub, r ChannelRow) (wire.DesiredStream, error) {
 	if err != nil {
 		return wire.DesiredStream{}, fmt.Errorf("camera of channel %s for hub %s: %w", r.ID, h.ID, err)
 	}
-	s := wire.DesiredStream{Channel: r.ID, SID: r.SID, NVRURL: n.NVRURL, Mode: r.Mode, Active: r.Wanted, Camera: sealed}
+	s := wire.DesiredStream{Channel: r.ID, SID: r.SID, NVRURL: n.NVRURL, Mode: r.Mode, Active: r.Wanted, Stopped: r.StoppedRevision, Camera: sealed}
 	switch r.Mode {
 	case ModeOnDemand:
 		s.Until = r.WantedUntil

@@ -13,6 +13,9 @@ import (
 type Effects struct {
 	// Hubs are those whose revision rises: what they should do has changed.
 	Hubs []vms.HubID
+	// Stopped: the row's StoppedRevision becomes that to which its hub's rises; 0
+	// if it has no hub.
+	Stopped bool
 	// Open is a session to make, open and of the row's hub; End one to end.
 	Open, End vms.SID
 	// Idle begins or ends an idle time, as SetIdle does.
@@ -25,6 +28,7 @@ type Effects struct {
 // is a channel that is created.
 func EffectsOf(before, after ChannelRow) Effects {
 	e := Effects{
+		Stopped:   after.StoppedRevision == StoppedNow,
 		BeginIdle: before.Wanted && !after.Wanted, EndIdle: !before.Wanted && after.Wanted,
 		Mode: before.ID == "" || before.Mode != after.Mode || before.Schedule != after.Schedule || before.Hub != after.Hub,
 	}
@@ -44,7 +48,7 @@ func EffectsOf(before, after ChannelRow) Effects {
 // sameOrders reports whether a hub would be told the same of two rows.
 func sameOrders(a, b ChannelRow) bool {
 	return a.ID == b.ID && a.Hub == b.Hub && a.Mode == b.Mode && a.Wanted == b.Wanted && a.SID == b.SID &&
-		a.WantedUntil.Equal(b.WantedUntil) && a.Schedule == b.Schedule && a.PreRoll == b.PreRoll && a.PostRoll == b.PostRoll &&
+		a.StoppedRevision == b.StoppedRevision && a.WantedUntil.Equal(b.WantedUntil) && a.Schedule == b.Schedule && a.PreRoll == b.PreRoll && a.PostRoll == b.PostRoll &&
 		a.Camera.URL == b.Camera.URL && a.Camera.Host == b.Camera.Host && a.Camera.Port == b.Camera.Port &&
 		a.Camera.Username == b.Camera.Username && maps.Equal(a.Camera.Templates, b.Camera.Templates) && slices.Equal(a.Secret, b.Secret)
 }

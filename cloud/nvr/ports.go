@@ -182,10 +182,18 @@ type ChannelRow struct {
 	// WantedBy and WantedUntil are of mode on_demand.
 	WantedBy    WantedBy
 	WantedUntil time.Time
-	CreatedAt   time.Time
+	// StoppedRevision is that of Hub with which the owner stopped the channel last;
+	// 0: never since the hub has it. A change sets StoppedNow.
+	StoppedRevision int64
+	CreatedAt       time.Time
 	// Deleted channels stay as tombstones, so that what comes late is known to
 	// be late; no method but PutRecording sees them.
 }
+
+// StoppedNow is what a change sets as StoppedRevision: UpdateChannel raises the
+// hub's revision, writes that down in its place, and returns it. It is 0 then if
+// the channel has no hub.
+const StoppedNow int64 = -1
 
 // ModeChange is what a channel was to record from Since on, until the next one.
 type ModeChange struct {

@@ -45,13 +45,15 @@ func (n *NVR) StartChannel(ctx context.Context, acct vms.AccountID, id vms.Chann
 
 // StopChannel has the hub end the stream, with the errors of StartChannel. It
 // holds until the next start, whatever the mode. The session ends; the hub may
-// still bring what it holds.
+// still bring what it holds. It also ends what was started on the LAN, so that
+// the hub is told of it even if the cloud did not want the channel to run.
 func (n *NVR) StopChannel(ctx context.Context, acct vms.AccountID, id vms.ChannelID, o StartOptions) (StartResult, error) {
 	if o.Timeout != 0 {
 		return StartResult{}, fieldError("timeout_s", "is for a start only")
 	}
 	res, err := n.command(ctx, acct, id, o, n.now(), func(r *ChannelRow) error {
 		unwant(r)
+		r.StoppedRevision = StoppedNow
 		return nil
 	})
 	if err != nil {

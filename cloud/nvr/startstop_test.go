@@ -74,6 +74,59 @@ func TestStartAndStop(t *testing.T) {
 	}
 }
 
+// A stream may run that the LAN started, of which the cloud wants nothing: the hub
+// is told of every stop, with its revision, and of no other end.
+func TestHubIsToldOfEveryStop(t *testing.T) {
+	w := nvrtest.New(t, nil)
+	hub, _ := w.Hub(t, acct)
+	c := w.Channel(t, acct, hub)
+	l := online(w, hub)
+	running(t, w)
+	told := func(want int64) {
+		t.Helper()
+		for { // documents are also told when the hub comes
+			if d, ok := recv(t, l.told).(*wire.Desired); ok && d.Revision >= want {
+				if s := order(d, c.ID); s.Stopped != want || s.Active {
+					t.Errorf("told %+v, want that it was stopped with revision %d", s, want)
+				}
+				return
+			}
+		}
+	}
+	was := desired(t, w, hub).Revision
+	for range 2 {
+		r, err := w.StopChannel(t.Context(), acct, c.ID, nvr.StartOptions{})
+		if err != nil || r.Revision <= was {
+			t.Fatalf("StopChannel = %+v, %v, want a revision after %d", r, err, was)
+		}
+		was = r.Revision
+		told(was)
+	}
+	// It is remembered while the channel is started, ends by itself, and is changed.
+	w.Clock.Add(time.Minute)
+	if _, err := w.StartChannel(t.Context(), acct, c.ID, nvr.StartOptions{Timeout: time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+	if s := order(desired(t, w, hub), c.ID); !s.Active || s.Stopped != was {
+		t.Errorf("after a start %+v, want stopped with revision %d", s, was)
+	}
+	w.Clock.Add(time.Minute)
+	if err := w.EndTransient(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s := order(desired(t, w, hub), c.ID); s.Active || s.Stopped != was {
+		t.Errorf("after its time %+v, want stopped with revision %d", s, was)
+	}
+	// Another hub counts otherwise.
+	next, _ := w.Hub(t, acct)
+	if _, err := w.UpdateChannel(t.Context(), acct, c.ID, nvr.ChannelPatch{Hub: &next}); err != nil {
+		t.Fatal(err)
+	}
+	if s := order(desired(t, w, next), c.ID); s.Stopped != 0 {
+		t.Errorf("the next hub is told %+v", s)
+	}
+}
+
 func TestOrdersWaitForAHubThatIsAway(t *testing.T) {
 	w := nvrtest.New(t, nil)
 	hub, _ := w.Hub(t, acct)

@@ -13,7 +13,7 @@ import (
 )
 
 const channelColumns = `id, account_id, hub_id, name, mode, camera, secret, wanted, sid, created_at,
-	schedule, pre_roll_s, post_roll_s, wanted_until, wanted_by`
+	schedule, pre_roll_s, post_roll_s, wanted_until, wanted_by, stopped_revision`
 
 func scanChannel(r scanner) (nvr.ChannelRow, error) {
 	var c nvr.ChannelRow
@@ -21,7 +21,7 @@ func scanChannel(r scanner) (nvr.ChannelRow, error) {
 	var camera, secret string
 	var created, until int64
 	if err := r.Scan(&c.ID, &c.Account, &hub, &c.Name, &c.Mode, &camera, &secret, &c.Wanted, &c.SID, &created,
-		&c.Schedule, &c.PreRoll, &c.PostRoll, &until, &c.WantedBy); err != nil {
+		&c.Schedule, &c.PreRoll, &c.PostRoll, &until, &c.WantedBy, &c.StoppedRevision); err != nil {
 		return nvr.ChannelRow{}, err
 	}
 	c.Hub, c.CreatedAt, c.WantedUntil = vms.HubID(hub.String), instant(created), fromMicros(until)
@@ -54,21 +54,32 @@ func (s *Store) CreateChannel(ctx context.Context, c nvr.ChannelRow) error {
 		if err := hasHub(ctx, tx, c.Account, c.Hub); err != nil {
 			return err
 		}
-		_, err := exec(ctx, tx, `INSERT INTO channels (`+channelColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`,
+		_, err := exec(ctx, tx, `INSERT INTO channels (`+channelColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
 			c.ID, c.Account, nullable(c.Hub), c.Name, c.Mode, camera, base64.StdEncoding.EncodeToString(c.Secret), c.Wanted, c.SID, micros(c.CreatedAt),
-			c.Schedule, c.PreRoll, c.PostRoll, micros(c.WantedUntil), c.WantedBy)
+			c.Schedule, c.PreRoll, c.PostRoll, micros(c.WantedUntil), c.WantedBy, c.StoppedRevision)
 		if err != nil {
 			return err
 		}
-		return follow(ctx, tx, nvr.ChannelRow{}, c, c.CreatedAt)
+		return follow(ctx, tx, nvr.ChannelRow{}, &c, c.CreatedAt)
 	})
 }
 
-// follow does what a change of a channel means for the rest.
-func follow(ctx context.Context, tx *sql.Tx, before, after nvr.ChannelRow, now time.Time) error {
-	e := nvr.EffectsOf(before, after)
+// follow does what a change of a channel, which is written, means for the rest.
+func follow(ctx context.Context, tx *sql.Tx, before nvr.ChannelRow, after *nvr.ChannelRow, now time.Time) error {
+	e := nvr.EffectsOf(before, *after)
+	var revision int64 // of after's hub
 	for _, hub := range e.Hubs {
-		if err := raise(ctx, tx, hub, now); err != nil {
+		h, err := raised(ctx, tx, hub, now)
+		if err != nil {
+			return err
+		}
+		if hub == after.Hub {
+			revision = h.Revision
+		}
+	}
+	if e.Stopped {
+		after.StoppedRevision = revision
+		if _, err := exec(ctx, tx, `UPDATE channels SET stopped_revision = $1 WHERE id = $2`, revision, after.ID); err != nil {
 			return err
 		}
 	}
@@ -158,12 +169,12 @@ func (s *Store) UpdateChannel(ctx context.Context, acct vms.AccountID, id vms.Ch
 			return err
 		}
 		if _, err := exec(ctx, tx, `UPDATE channels SET hub_id = $1, name = $2, mode = $3, camera = $4, secret = $5, wanted = $6, sid = $7,
-			schedule = $8, pre_roll_s = $9, post_roll_s = $10, wanted_until = $11, wanted_by = $12 WHERE id = $13`,
+			schedule = $8, pre_roll_s = $9, post_roll_s = $10, wanted_until = $11, wanted_by = $12, stopped_revision = $13 WHERE id = $14`,
 			nullable(c.Hub), c.Name, c.Mode, camera, base64.StdEncoding.EncodeToString(c.Secret), c.Wanted, c.SID,
-			c.Schedule, c.PreRoll, c.PostRoll, micros(c.WantedUntil), c.WantedBy, id); err != nil {
+			c.Schedule, c.PreRoll, c.PostRoll, micros(c.WantedUntil), c.WantedBy, c.StoppedRevision, id); err != nil {
 			return err
 		}
-		return follow(ctx, tx, before, c, now)
+		return follow(ctx, tx, before, &c, now)
 	})
 	if err != nil {
 		return nvr.ChannelRow{}, err
@@ -194,7 +205,7 @@ func (s *Store) DeleteChannel(ctx context.Context, acct vms.AccountID, id vms.Ch
 		}
 		n, err := exec(ctx, tx, `UPDATE channels
 			SET deleted_at = $1, name = '', camera = '{}', secret = '', wanted = FALSE, sid = '', hub_id = NULL,
-				schedule = '', wanted_until = 0, wanted_by = ''
+				schedule = '', wanted_until = 0, wanted_by = '', stopped_revision = 0
 			WHERE id = $2 AND account_id = $3 AND deleted_at = 0`, micros(now), id, acct)
 		if err != nil {
 			return err

@@ -205,7 +205,7 @@ func (s *Store) RevokeHub(ctx context.Context, acct vms.AccountID, id vms.HubID,
 			WHERE hub_id = $1 AND state <> 'revoked' RETURNING sid`, id); err != nil {
 			return err
 		}
-		_, err = exec(ctx, tx, `UPDATE channels SET hub_id = NULL, sid = '' WHERE hub_id = $1`, id)
+		_, err = exec(ctx, tx, `UPDATE channels SET hub_id = NULL, sid = '', stopped_revision = 0 WHERE hub_id = $1`, id)
 		return err
 	})
 	return sids, err

@@ -274,6 +274,8 @@ func TestHubRefuses(t *testing.T) {
 		"desired: long pre-roll":        stream(func(s *DesiredStream) { s.PreRoll = 61 }),
 		"desired: post-roll below zero": stream(func(s *DesiredStream) { s.PostRoll = -1 }),
 		"desired: long post-roll":       stream(func(s *DesiredStream) { s.PostRoll = 601 }),
+		"desired: stopped below zero":   stream(func(s *DesiredStream) { s.Stopped = -1 }),
+		"desired: stopped later":        stream(func(s *DesiredStream) { s.Stopped = desired.Revision + 1 }),
 		"desired: no camera":            stream(func(s *DesiredStream) { s.Camera = nil }),
 		"desired: long camera":          stream(func(s *DesiredStream) { s.Camera = make([]byte, MaxCamera+1) }),
 		"reported: no hub":              edit(reported, func(m *Reported) { m.Hub = "" }),

@@ -65,6 +65,11 @@ type DesiredStream struct {
 	// Active: the stream may run. In mode on_demand it runs while Active, in the
 	// others as they say; an owner who stopped a channel has it false.
 	Active bool `json:"active"`
+	// Stopped is the revision of the document with which the owner stopped the
+	// channel last; 0: never since the hub has it. It ends what the LAN had asked
+	// for before the hub knew that revision, and stays in the documents that follow:
+	// a hub may miss the one that brought it.
+	Stopped int64 `json:"stopped,omitempty"`
 	// Until ends an on-demand stream by itself; zero: when it is stopped.
 	Until time.Time `json:"until,omitzero"`
 	// Schedule, in mode scheduled, is when to record (pkg/week), such as

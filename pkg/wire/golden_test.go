@@ -153,6 +153,16 @@ func goldenSession() map[string]SessionMessage {
 				{Channel: "ch_05", NVRURL: "wss://nvr.example/session/v1", Mode: ModeOnDemand, Camera: []byte("sealed")},
 			},
 		},
+		"desired-stopped": &Desired{
+			Hub: "hub_01", Revision: 1_795_343_402_124, Issued: at(3, 0),
+			Streams: []DesiredStream{
+				{Channel: "ch_01", NVRURL: "wss://nvr.example/session/v1", Mode: ModeContinuous, Stopped: 1_795_343_402_124, Camera: []byte("sealed")},
+				{
+					Channel: "ch_02", SID: "sid_02", NVRURL: "wss://nvr.example/session/v1", Mode: ModeOnDemand, Active: true,
+					Stopped: 1_795_343_402_123, Camera: []byte("sealed"),
+				},
+			},
+		},
 		"desired-nothing": &Desired{Hub: "hub_01", Revision: 1, Issued: at(2, 0), Streams: []DesiredStream{}},
 		"reported": &Reported{
 			Hub: "hub_01", Boot: "boot_01", Online: true, Serial: 7, Agent: "vms-agent 1.0.0", At: at(3, 0),

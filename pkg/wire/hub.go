@@ -54,6 +54,9 @@ func (m *Desired) validate() error {
 		if err := s.validate(); err != nil {
 			return err
 		}
+		if s.Stopped < 0 || s.Stopped > m.Revision {
+			return malformed("channel %s: stopped with revision %d, in revision %d", s.Channel, s.Stopped, m.Revision)
+		}
 		if seen[s.Channel] {
 			return malformed("channel %s is there twice", s.Channel)
 		}

@@ -235,6 +235,12 @@ func (s *Store) follow(before nvr.ChannelRow, c *channel, now time.Time) {
 	for _, id := range e.Hubs {
 		s.hubs[id].raise(now)
 	}
+	if e.Stopped {
+		c.StoppedRevision = 0
+		if h := s.hubs[c.Hub]; h != nil {
+			c.StoppedRevision = h.Revision
+		}
+	}
 	if x := s.sessions[e.End]; x != nil && x.State == nvr.SessionOpen {
 		x.State = nvr.SessionEnded
 	}
@@ -301,7 +307,7 @@ func (s *Store) RevokeHub(_ context.Context, acct vms.AccountID, id vms.HubID, n
 	h.raise(now)
 	for _, c := range s.channels {
 		if c.Hub == id {
-			c.Hub, c.SID = "", ""
+			c.Hub, c.SID, c.StoppedRevision = "", "", 0
 		}
 	}
 	return s.revoke(func(x *nvr.Session) bool { return x.Hub == id }), nil
@@ -401,7 +407,7 @@ func (s *Store) UpdateChannel(_ context.Context, acct vms.AccountID, id vms.Chan
 	before := c.ChannelRow
 	c.ChannelRow = row
 	s.follow(before, c, now)
-	return row, nil
+	return c.ChannelRow, nil
 }
 
 // DeleteChannel implements nvr.Store.

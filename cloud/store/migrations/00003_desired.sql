@@ -19,6 +19,7 @@ ALTER TABLE channels ADD COLUMN post_roll_s  BIGINT NOT NULL DEFAULT 30; -- and 
 ALTER TABLE channels ADD COLUMN wanted_until BIGINT NOT NULL DEFAULT 0;  -- mode on_demand: when that ends by itself; 0: when it is stopped
 ALTER TABLE channels ADD COLUMN wanted_by    TEXT   NOT NULL DEFAULT ''; -- mode on_demand, while wanted: 'request' or 'viewer'
 UPDATE channels SET wanted_by = 'request' WHERE wanted AND mode = 'on_demand';
+ALTER TABLE channels ADD COLUMN stopped_revision BIGINT NOT NULL DEFAULT 0; -- desired_revision of its hub with which the owner stopped it last; 0: never since the hub has it
 -- The streams on demand that end by themselves are looked for every second.
 CREATE INDEX channels_transient ON channels (id) WHERE wanted AND (wanted_by = 'viewer' OR wanted_until <> 0);
 

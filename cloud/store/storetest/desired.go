@@ -88,6 +88,8 @@ func revisions(_ *testing.T, f *fixture) {
 		{"by whom", set(func(r *nvr.ChannelRow) { r.WantedBy = nvr.WantedByViewer }), nil},
 		{"move", set(func(r *nvr.ChannelRow) { r.Hub, r.SID = "h2", "s2" }), []vms.HubID{"h1", "h2"}},
 		{"stop", set(func(r *nvr.ChannelRow) { r.Wanted, r.SID = false, "" }), []vms.HubID{"h2"}},
+		{"stop, which it was not wanted", set(func(r *nvr.ChannelRow) { r.StoppedRevision = nvr.StoppedNow }), []vms.HubID{"h2"}},
+		{"the same again", set(func(r *nvr.ChannelRow) { r.StoppedRevision = nvr.StoppedNow }), []vms.HubID{"h2"}},
 		{"take away", set(func(r *nvr.ChannelRow) { r.Hub = "" }), []vms.HubID{"h2"}},
 		{"change without a hub", set(func(r *nvr.ChannelRow) { r.Mode = nvr.ModeContinuous }), nil},
 		{"give", set(func(r *nvr.ChannelRow) { r.Hub = "h1" }), []vms.HubID{"h1"}},
@@ -270,6 +272,47 @@ func startStop(_ *testing.T, f *fixture) {
 	f.change(minute(20), func(r *nvr.ChannelRow) { r.Wanted, r.SID = true, "s2" })
 	state("s2", nvr.SessionOpen)
 	idleTimes(vms.TimeRange{Start: minute(10), End: minute(20)})
+}
+
+// A stop is noted with the revision to which it has raised that of the hub, and
+// stays noted through what changes later, until the hub loses the channel.
+func stopRevision(_ *testing.T, f *fixture) {
+	ctx := f.Context()
+	f.hub("a", "h1")
+	f.channel("a", "c1", "h1")
+	expect := func(what string, returned nvr.ChannelRow, want int64) {
+		f.Helper()
+		row, err := f.s.Channel(ctx, "c1")
+		f.ok(err)
+		if row.StoppedRevision != want || returned.StoppedRevision != want {
+			f.Errorf("%s: stopped with revision %d, returned %d, want %d", what, row.StoppedRevision, returned.StoppedRevision, want)
+		}
+	}
+	stop := func(r *nvr.ChannelRow) { r.StoppedRevision = nvr.StoppedNow }
+	expect("never stopped", f.change(t0, func(r *nvr.ChannelRow) { r.Wanted, r.SID = true, "s1" }), 0)
+	row := f.change(t0.Add(time.Hour), func(r *nvr.ChannelRow) { r.Wanted, r.SID = false, ""; stop(r) })
+	first := t0.Add(time.Hour).UnixMilli()
+	expect("stopped", row, first)
+	if got := f.revision("h1"); got != first {
+		f.Errorf("revision %d, want %d: the stop's own", got, first)
+	}
+	expect("stopped again, by a clock that was set back", f.change(t0, stop), first+1)
+	_, err := f.s.UpdateHub(ctx, "a", "h1", t0, func(h *nvr.Hub) error { h.TimeZone = "Europe/Zagreb"; return nil })
+	f.ok(err)
+	expect("started", f.change(t0, func(r *nvr.ChannelRow) { r.Wanted, r.SID = true, "s2" }), first+1)
+	_, rows, err := f.s.DesiredChannels(ctx, "h1")
+	f.ok(err)
+	if len(rows) != 1 || rows[0].StoppedRevision != first+1 {
+		f.Errorf("DesiredChannels = %+v, want the stop to be remembered", rows)
+	}
+	no := errors.New("no")
+	_, err = f.s.UpdateChannel(ctx, "a", "c1", t0, func(r *nvr.ChannelRow) error { stop(r); return no })
+	f.want(err, no)
+	expect("refused", rows[0], first+1)
+	_, err = f.s.RevokeHub(ctx, "a", "h1", t0)
+	f.ok(err)
+	expect("without its hub", f.change(t0, func(*nvr.ChannelRow) {}), 0)
+	expect("stopped without a hub", f.change(t0, stop), 0)
 }
 
 func moved(_ *testing.T, f *fixture) {

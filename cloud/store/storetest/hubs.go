@@ -133,6 +133,7 @@ func updateChannel(_ *testing.T, f *fixture) {
 		r.Name, r.Wanted, r.SID, r.Mode, r.Secret = "Gate", true, "s1", nvr.ModeContinuous, []byte{9}
 		r.Camera = vms.Camera{URL: "rtsp://cam/1"}
 		r.Schedule, r.PreRoll, r.PostRoll, r.WantedBy, r.WantedUntil = "mon", 7, 70, nvr.WantedByRequest, t0.Add(time.Hour)
+		r.StoppedRevision = 4711
 		return nil
 	})
 	f.ok(err)

@@ -33,6 +33,7 @@ func Run(t *testing.T, open func(t *testing.T) nvr.Store) {
 		{"PublishedNeverFalls", published},
 		{"HubComesBackAsItWas", hubRoundTrip},
 		{"StartAndStopAreOneStep", startStop},
+		{"StopKnowsItsRevision", stopRevision},
 		{"MovedChannelConcernsBothHubs", moved},
 		{"ModesAreRemembered", modes},
 		{"TransientChannels", transient},
