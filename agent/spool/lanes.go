@@ -236,16 +236,19 @@ func (c *Cursor) stepLive() step {
 	}
 	from, to := c.region()
 	r, ok := c.s.outstanding(c, from, to)
-	if ok && c.s.withholds(from, r.key) {
+	passes := ok && c.s.withholds(from, r.key)
+	if passes && r.flags().Has(vms.FlagFirst) {
 		// Live does not go back for it when it has its time: backfill brings it.
-		from = r.key
+		passes, from = false, r.key
 		if c.until == never {
 			c.s.bound = from
 		} else {
 			c.from = from
 		}
 	}
-	lost := c.fresh && r.key != from // after a jump it records from the beginning of a recording, or not at all
+	// After a jump, or over what has no time yet, it records from the beginning of a
+	// recording, or not at all.
+	lost := passes || c.fresh && r.key != from
 	switch {
 	case ok && c.until == never && (lost || c.s.late(r)):
 		c.jump()

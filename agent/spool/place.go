@@ -261,7 +261,7 @@ func (s *Spool) PlaceRest(current vms.Epoch, b Bridge) (done bool) {
 	}
 	s.estimate(current, b)
 	s.gaps = slices.DeleteFunc(s.gaps, func(g *gapState) bool {
-		return g.raw && !(g.gap.Chunks != nil && g.gap.Chunks.Epoch == current) && !s.placeGap(g, b)
+		return g.raw && (g.gap.Chunks == nil || g.gap.Chunks.Epoch != current) && !s.placeGap(g, b)
 	})
 	s.notify()
 	s.store.kick()

@@ -502,6 +502,10 @@ func (r *reader) read(b *block, seq uint64) (c vms.Chunk, err error) {
 	// The header alone is no message, and is handed out with that error.
 	c, _ = wire.DecodeChunk(header)
 	c.Payload = payload
+	if c.Epoch != b.Epoch || c.Seq != seq {
+		// A page that was damaged when the block was written leads to another one.
+		return vms.Chunk{}, fmt.Errorf("%w: it is chunk %d of %s", errDamaged, c.Seq, c.Epoch)
+	}
 	if wire.Checksum(payload) != c.CRC {
 		return c, fmt.Errorf("%w: checksum of its payload", errDamaged)
 	}

@@ -374,7 +374,7 @@ func TestEndBehindAHoleDoesNotHideIt(t *testing.T) {
 func TestNextWaitsForTheNextChunk(t *testing.T) {
 	vmstest.NoLeaks(t)
 	s := ram(t, 1<<20)
-	c := whole(s, nil)
+	c := s.Live("w1", nil) // a backfill would end
 	got := make(chan wire.Outgoing)
 	go func() {
 		item, err := c.Next(t.Context())
