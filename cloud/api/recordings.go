@@ -25,7 +25,7 @@ type Recording struct {
 	SHA256        string          `json:"sha256" example:"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08" doc:"The object's checksum in hexadecimal digits, verified by the store."`
 	Codecs        string          `json:"codecs" example:"avc1.64001f,mp4a.40.2" doc:"RFC 6381 list."`
 	Dependent     bool            `json:"dependent,omitempty" doc:"It does not begin with a keyframe: play it after the one before."`
-	TimeUncertain bool            `json:"time_uncertain,omitempty" doc:"Its times are estimates: no clock bridged a reboot of the hub."`
+	TimeUncertain bool            `json:"time_uncertain,omitempty" doc:"Its times are estimates: no clock bridged a reboot of the hub, or it learned the time so late that its drift may exceed a second."`
 	Provisional   bool            `json:"provisional,omitempty" doc:"A part of a recording that is not complete yet. It plays like any other; once the whole is stored, that takes its place, under another id. URLs of the part work until they expire."`
 	URL           string          `json:"url" example:"https://s3.example.com/vms/recordings/…" doc:"Presigned: fragmented MP4 that plays by itself, from zero; Range requests work."`
 	URLExpiresAt  Time            `json:"url_expires_at" doc:"Ask again after this."`
