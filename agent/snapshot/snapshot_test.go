@@ -319,7 +319,7 @@ func TestUpload(t *testing.T) {
 		}
 		got <- r
 	})
-	if err := Upload(t.Context(), store.URL+"/b/k.jpg?X-Amz-Signature=abc", jpeg); err != nil {
+	if err := new(Uploader).Upload(t.Context(), store.URL+"/b/k.jpg?X-Amz-Signature=abc", jpeg); err != nil {
 		t.Fatal(err)
 	}
 	r := <-got
@@ -331,7 +331,7 @@ func TestUpload(t *testing.T) {
 func TestUploadRefused(t *testing.T) {
 	store := newWebcam(t, func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(http.StatusForbidden) })
 	to := store.URL + "/k.jpg?X-Amz-Signature=abc"
-	if err := Upload(t.Context(), to, jpeg); !errors.Is(err, vms.ErrForbidden) || store.asked.Load() != 1 {
+	if err := new(Uploader).Upload(t.Context(), to, jpeg); !errors.Is(err, vms.ErrForbidden) || store.asked.Load() != 1 {
 		t.Errorf("Upload = %v after %d tries", err, store.asked.Load())
 	}
 	store.handle(func(rw http.ResponseWriter, r *http.Request) {
@@ -339,11 +339,11 @@ func TestUploadRefused(t *testing.T) {
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if err := Upload(ctx, to, jpeg); !errors.Is(err, vms.ErrUnavailable) || strings.Contains(err.Error(), "Signature") {
+	if err := new(Uploader).Upload(ctx, to, jpeg); !errors.Is(err, vms.ErrUnavailable) || strings.Contains(err.Error(), "Signature") {
 		t.Errorf("Upload = %v", err)
 	}
 	for _, bad := range []string{"", "ftp://x/", "/x", "http://a b/"} {
-		if err := Upload(t.Context(), bad, jpeg); !errors.Is(err, vms.ErrInvalid) {
+		if err := new(Uploader).Upload(t.Context(), bad, jpeg); !errors.Is(err, vms.ErrInvalid) {
 			t.Errorf("Upload to %q = %v", bad, err)
 		}
 	}
@@ -360,7 +360,7 @@ func TestUploadByTLS(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if err := Upload(ctx, store.URL, jpeg); !errors.Is(err, vms.ErrUnavailable) {
+	if err := new(Uploader).Upload(ctx, store.URL, jpeg); !errors.Is(err, vms.ErrUnavailable) {
 		t.Errorf("Upload = %v to a server that nobody knows", err)
 	}
 }

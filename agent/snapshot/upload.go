@@ -28,11 +28,6 @@ type Uploader struct {
 	TLS *tls.Config
 }
 
-// Upload is that of the zero Uploader.
-func Upload(ctx context.Context, to string, jpeg []byte) error {
-	return (&Uploader{}).Upload(ctx, to, jpeg)
-}
-
 // Upload puts a JPEG to a presigned URL, and tries again until ctx ends, but a
 // minute at most, as long as that can help. Errors do not hold the URL, which is
 // a secret: vms.ErrForbidden when the store refuses it, vms.ErrInvalid when it

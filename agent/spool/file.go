@@ -17,7 +17,6 @@ import (
 	"unsafe"
 
 	"go.etcd.io/bbolt"
-	berrors "go.etcd.io/bbolt/errors"
 
 	"github.com/zipato/vms/agent/disk"
 	"github.com/zipato/vms/pkg/vms"
@@ -47,7 +46,7 @@ const (
 	keyInits   = "inits"
 	keyPayload = "payload"
 
-	pageSize = 4096
+	pageSize = disk.PageSize
 	// maxBlocks root entries of 36 bytes fit one page.
 	maxBlocks = 96
 	// minPayload: a smaller bucket would become part of bbolt's root page, and
@@ -270,9 +269,9 @@ func bucketName(number int) []byte { return binary.BigEndian.AppendUint32(nil, u
 // walks the whole file after a write error, in a goroutine of its own, where a
 // page that cannot be read ends the program.
 func (t *transaction) commit(path string, size int64) (head, payload extent, written int64, err error) {
-	before := metaPages(path)
+	before := disk.MetaPages(path)
 	defer func() {
-		if err != nil && before != nil && bytes.Equal(before, metaPages(path)) {
+		if err != nil && before != nil && bytes.Equal(before, disk.MetaPages(path)) {
 			// What the file has grown by is not in use, and the flash may be full.
 			_ = os.Truncate(path, size)
 		}
@@ -435,7 +434,7 @@ func (c *contents) add(read func(extent) ([]byte, error), head, inits, payload e
 // shorter than a sector, so a power cut leaves the old or the new one, and one
 // that is neither was damaged later.
 func validMetas(path string) (valid int) {
-	b := metaPages(path)
+	b := disk.MetaPages(path)
 	for ; len(b) > 0; b = b[pageSize:] {
 		page := b[:80] // header of 16 bytes, then the meta data, in the machine's byte order
 		sum := fnv.New64a()
@@ -447,57 +446,9 @@ func validMetas(path string) (valid int) {
 	return valid
 }
 
-// metaPages reads the two meta pages, nil if that cannot be done.
-func metaPages(path string) []byte {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	b := make([]byte, 2*pageSize)
-	if _, err := f.ReadAt(b, 0); err != nil {
-		return nil
-	}
-	return b
-}
-
-// withDB opens the database at path for one piece of work. bbolt panics on
-// pages that make no sense, and touching a page that the file or the flash does
-// not have is a fault: both are returned as errDamaged.
+// withDB opens the database at path for one piece of work: disk.WithDB.
 func withDB(path string, o *bbolt.Options, work func(*bbolt.DB) error) error {
-	var file *os.File
-	o.Timeout = time.Second
-	o.PageSize = pageSize
-	o.FreelistType = bbolt.FreelistMapType
-	o.NoStatistics = true
-	o.OpenFile = func(name string, flag int, mode os.FileMode) (f *os.File, err error) {
-		f, err = os.OpenFile(name, flag, mode)
-		file = f
-		return f, err
-	}
-	panicked := true
-	err := disk.Guard(errDamaged, func() error {
-		db, err := bbolt.Open(path, 0o600, o)
-		if err == nil {
-			err = work(db)
-			db.Close()
-		}
-		panicked = false
-		return err
-	})
-	if panicked && file != nil {
-		// bbolt may hold its locks, so that its Close would wait for ever. Its map stays.
-		file.Close()
-	}
-	if err == nil || !o.ReadOnly || errors.Is(err, errDamaged) {
-		return err
-	}
-	for _, ours := range []error{berrors.ErrTimeout, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EACCES, syscall.EPERM} {
-		if errors.Is(err, ours) {
-			return err
-		}
-	}
-	return fmt.Errorf("%w: %w", errDamaged, err)
+	return disk.WithDB(path, o, errDamaged, work)
 }
 
 // view is db.View with panics and faults as errors, before they can leave bbolt

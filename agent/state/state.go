@@ -19,8 +19,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
-	"time"
 
 	"go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
@@ -105,7 +103,7 @@ const (
 	// MaxDocument bounds a document, bytes.
 	MaxDocument = 1 << 20
 
-	pageSize = 4096
+	pageSize = disk.PageSize
 	// minValue: a smaller bucket would become part of the root page, which must
 	// hold a channel in few bytes: then 40 of them do without a branch page,
 	// whose damage could send bbolt round in circles.
@@ -319,9 +317,9 @@ func (s *State) change(ch vms.ChannelID, f func(*channel)) error {
 func (s *State) save(all facts, only ...string) error {
 	err := errDamaged
 	if info, serr := os.Stat(s.path); serr == nil && s.size > 0 && info.Size() == s.size {
-		before := metaPages(s.path)
+		before := disk.MetaPages(s.path)
 		err = s.commit(s.path, all, only)
-		if err != nil && before != nil && bytes.Equal(before, metaPages(s.path)) {
+		if err != nil && before != nil && bytes.Equal(before, disk.MetaPages(s.path)) {
 			// What the file has grown by is not in use, and may be all that the flash has left.
 			_ = os.Truncate(s.path, s.size)
 		}
@@ -505,35 +503,13 @@ func (s *State) read(tx *bbolt.Tx) error {
 	return wrong
 }
 
-// withDB opens the database at path for one piece of work. Panics of bbolt and
-// faults in its map are errDamaged; so is, when it is only read, all that does
-// not pass.
+// withDB opens the database at path for one piece of work (disk.WithDB). What
+// bbolt itself takes for no database is damaged also where it is written.
 //
 // The free list is stored: without it bbolt walks the file in a goroutine of its
 // own, where a damaged page ends the program.
 func withDB(path string, readOnly bool, work func(*bbolt.DB) error) error {
-	var file *os.File
-	o := &bbolt.Options{
-		Timeout: time.Second, ReadOnly: readOnly, PageSize: pageSize, FreelistType: bbolt.FreelistMapType, NoStatistics: true,
-		OpenFile: func(name string, flag int, mode os.FileMode) (f *os.File, err error) {
-			f, err = os.OpenFile(name, flag, mode)
-			file = f
-			return f, err
-		},
-	}
-	panicked := true
-	err := disk.Guard(errDamaged, func() error {
-		db, err := bbolt.Open(path, 0o600, o)
-		if err == nil {
-			err = work(db)
-			db.Close()
-		}
-		panicked = false
-		return err
-	})
-	if panicked && file != nil {
-		file.Close() // bbolt may hold its locks, so that its Close would wait for ever
-	}
+	err := disk.WithDB(path, &bbolt.Options{ReadOnly: readOnly}, errDamaged, work)
 	if err == nil || errors.Is(err, errDamaged) {
 		return err
 	}
@@ -542,27 +518,5 @@ func withDB(path string, readOnly bool, work func(*bbolt.DB) error) error {
 			return fmt.Errorf("%w: %w", errDamaged, err)
 		}
 	}
-	if !readOnly {
-		return err
-	}
-	for _, passes := range []error{berrors.ErrTimeout, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EACCES, syscall.EPERM} {
-		if errors.Is(err, passes) {
-			return err
-		}
-	}
-	return fmt.Errorf("%w: %w", errDamaged, err)
-}
-
-// metaPages reads the two pages that say what is valid in a file, nil if it cannot.
-func metaPages(path string) []byte {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	b := make([]byte, 2*pageSize)
-	if _, err := f.ReadAt(b, 0); err != nil {
-		return nil
-	}
-	return b
+	return err
 }

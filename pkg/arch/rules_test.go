@@ -141,7 +141,7 @@ var homes = []struct {
 		in:    of("agent/uplink", "cloud/session", "cloud/worker/..."),
 		tests: of("agent/...", "cloud/...", "pkg/vmstest/...", "scripts/..."),
 	},
-	{lib: "go.etcd.io/bbolt", in: of("agent/spool", "agent/state"), why: "transactions on flash that survive a power cut"},
+	{lib: "go.etcd.io/bbolt", in: of("agent/disk", "agent/spool", "agent/state"), why: "transactions on flash that survive a power cut"},
 	{lib: "github.com/golang-jwt/jwt/v5", in: of("pkg/token"), why: "tokens and tickets"},
 	{lib: "github.com/minio/minio-go/v7", in: of("cloud/objstore/s3"), tests: of("cloud/embed/...", "cloud/e2e/..."), why: "S3 client"},
 	{lib: "github.com/versity/versitygw", in: of("cloud/embed/..."), why: "embedded S3"},

@@ -16,7 +16,7 @@ const (
 	// played only after its predecessor.
 	FlagDependent
 	// FlagTimeUncertain: the UTC of this chunk is an estimate; no clock bridged
-	// a reboot of the hub.
+	// a reboot of the hub, or the time was learned so late that drift may exceed a second.
 	FlagTimeUncertain
 
 	// FlagsKnown are all bits that have a meaning.
