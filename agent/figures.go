@@ -90,7 +90,7 @@ func (a *Agent) describe(e *entry) lan.Stream {
 		HeldBytes: held.RAM + held.Flash, HeldChunks: held.Chunks, RAMBytes: held.RAM, FlashBytes: held.Flash,
 		OpenGaps: held.Gaps, DroppedChunks: held.Dropped,
 		Frames: m.Frames, SoundDropped: m.SoundDropped,
-		CameraSessions: cam.Sessions, PacketsLost: cam.PacketsLost, DecodeErrors: cam.DecodeErrors,
+		CameraSessions: cam.Sessions, PacketsLost: cam.PacketsLost, DecodeErrors: cam.DecodeErrors + int64(m.Unreadable),
 		CameraAbsence: e.stream.Absent().Seconds(),
 	}
 	for _, r := range sp.Holding() {

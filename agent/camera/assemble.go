@@ -76,6 +76,14 @@ func (a *assembler) flush() {
 	a.out(a.ts, au)
 }
 
+// reset forgets an access unit that is not complete, and reports whether there
+// was one.
+func (a *assembler) reset() bool {
+	cut := len(a.au) > 0
+	a.au, a.size = nil, 0
+	return cut
+}
+
 // incomplete: the NAL unit goes on in the next packet.
 func incomplete(err error) bool {
 	return errors.Is(err, rtph264.ErrMorePacketsNeeded) || errors.Is(err, rtph265.ErrMorePacketsNeeded) ||

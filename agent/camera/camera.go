@@ -24,20 +24,21 @@ const DefaultTimeout = 10 * time.Second
 
 // VideoFormat is what the camera said about its video before the first frame.
 type VideoFormat struct {
-	Codec string // "h264" or "h265"
+	Codec string // "h264", "h265" or "mjpeg"
 	// VPS (H265 only), SPS and PPS are NAL units without start code. They are
 	// nil where the camera sends them only inside the video, and those inside
-	// the video prevail anyway.
+	// the video prevail anyway. MJPEG has none; its size stands in each picture.
 	VPS, SPS, PPS []byte
 }
 
 // AudioFormat is what the camera said about its sound.
 type AudioFormat struct {
-	Codec  string // "aac"
-	Config []byte // AudioSpecificConfig, ISO/IEC 14496-3
+	Codec  string // "aac", "pcma" or "pcmu" (G711 A-law or mu-law), or "lpcm"
+	Config []byte // of AAC: AudioSpecificConfig, ISO/IEC 14496-3
 	// SampleRate is also the clock of Sink.Audio's pts.
 	SampleRate int
 	Channels   int
+	BitDepth   int // of lpcm: 8, 16 or 24
 }
 
 // Sink takes what the camera sends. Its methods are called one at a time, Video
@@ -54,7 +55,8 @@ type AudioFormat struct {
 // Audio are seconds on the same axis, so that a muxer may interleave them. The
 // zero is the first frame of whichever track came first; times of the other may
 // be negative. Inside a track the differences are exactly the camera's (RTP
-// timestamps, unwrapped to 64 bits; they jump where the camera's clock jumps).
+// timestamps, unwrapped to 64 bits; they jump where the camera's clock jumps,
+// unless it does so over a pause that AskKeyframe made).
 // RTP gives the tracks unrelated random origins. How they are brought together
 // depends on what is known when the second track begins: if the camera's
 // reports (RTCP) for both have come, by its clock, exactly; else by the moment
@@ -65,16 +67,18 @@ type Sink interface {
 	// Open begins a session. a is nil when the camera offers no sound that can
 	// be recorded.
 	Open(v VideoFormat, a *AudioFormat)
-	// Video is one access unit, the NAL units without start codes. The first of
-	// a session need not be a keyframe. Where packets were lost the access unit
-	// may be incomplete or missing; Stats counts that.
+	// Video is one access unit, the NAL units without start codes, or one JPEG
+	// file. The first of a session need not be a keyframe. Where packets were lost
+	// the access unit may be incomplete (a JPEG file: missing); Stats counts that.
 	//
 	// pts is in ticks of 90 kHz; ntp is the camera's own idea of UTC for this
 	// frame, zero until the camera has told it; arrival is when the last packet
 	// came, with a monotonic reading.
 	Video(pts int64, ntp, arrival time.Time, au [][]byte)
-	// Audio is one access unit of AAC, without ADTS. pts counts samples, that
-	// is ticks of AudioFormat.SampleRate.
+	// Audio is one access unit of AAC, without ADTS, or the samples of one RTP
+	// packet: G711 one byte each, LPCM of 8 bits without a sign, of 16 and 24 with
+	// one and big endian (RFC 3551, section 4.5), the channels in turns and always
+	// whole. pts counts samples, that is ticks of AudioFormat.SampleRate.
 	Audio(pts int64, ntp, arrival time.Time, au []byte)
 	// Lost ends the session. err says why; nil means that Run is about to return.
 	Lost(err error)
@@ -113,6 +117,8 @@ type Source struct {
 	// camera's owner named none. It is a template without credentials.
 	Remember func(template string)
 
+	// ONVIFPort is where the camera takes ONVIF's requests, 80 when zero.
+	ONVIFPort int
 	// TLS is for rtsps; nil means the system's roots and full verification.
 	TLS *tls.Config
 	// Timeout is DefaultTimeout when zero.
@@ -122,6 +128,8 @@ type Source struct {
 	Backoff, AuthBackoff retry.Backoff
 
 	sessions, videoFrames, audioFrames, packetsLost, decodeErrors atomic.Int64
+
+	playing atomic.Pointer[session] // nil between sessions
 }
 
 // Stats returns the counters. It may be called at any time.
@@ -198,6 +206,10 @@ type run struct {
 	known     string
 	state     State
 	log       *slog.Logger
+
+	// Of the goroutine that asks for keyframes.
+	noONVIF, noPause bool // asking is of no use, or may do harm
+	noKeyframe       bool // said already
 }
 
 // pull tries the addresses in order until one of them plays, and plays it to
@@ -230,7 +242,7 @@ func (r *run) inOrder() []Address {
 
 // play runs one session and closes it for the sink.
 func (r *run) play(ctx context.Context, a Address) (time.Duration, error) {
-	se := &session{run: r, address: a, begin: time.Now(), first: make(chan struct{})}
+	se := &session{run: r, address: a, begin: time.Now(), first: make(chan struct{}), asked: make(chan struct{}, 1), broken: make(chan error, 1)}
 	err := se.play(ctx)
 	if err != nil {
 		err = a.redact(err)

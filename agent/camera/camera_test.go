@@ -3,8 +3,11 @@ package camera_test
 import (
 	"bytes"
 	"errors"
+	"image"
+	"image/jpeg"
 	"net"
 	"net/url"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -76,6 +79,92 @@ func TestSourceDeliversEveryFrameAsItWas(t *testing.T) {
 				t.Errorf("stats are %+v, want %+v", stats, want)
 			}
 		})
+	}
+}
+
+// TestSourceDeliversEverySampleAsItWas: PCM beside each kind of picture, in
+// silence too, and a picture that changes its size in the middle.
+func TestSourceDeliversEverySampleAsItWas(t *testing.T) {
+	quiet := []vmstest.Span{{To: 500 * time.Millisecond}, {From: time.Second, To: 1500 * time.Millisecond}}
+	for name, spec := range map[string]vmstest.ClipSpec{
+		"mjpeg with A-law":            {Codec: "mjpeg", FPS: 10, Audio: "pcma"},
+		"mu-law, 16 kHz, stereo":      {Audio: "pcmu", SampleRate: 16000, Channels: 2},
+		"8 bit":                       {Audio: "lpcm", BitDepth: 8},
+		"16 bit, sound at times":      {Audio: "lpcm", Quiet: quiet},
+		"24 bit, 48 kHz, stereo":      {Audio: "lpcm", BitDepth: 24, SampleRate: 48000, Channels: 2},
+		"AAC at times":                {Audio: "aac", Quiet: quiet},
+		"mjpeg that changes its size": {Codec: "mjpeg", FPS: 10, Then: &vmstest.ClipSpec{Codec: "mjpeg", FPS: 10, Size: "640x368", Duration: time.Second}},
+		"h264 that changes its size":  {BFrames: 2, Then: &vmstest.ClipSpec{Size: "640x360", Duration: time.Second}},
+		"one picture a second":        {FPS: 1, GOP: 4, Audio: "pcma"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			vmstest.NoLeaks(t)
+			spec.Duration = 2 * time.Second
+			if spec.FPS == 1 {
+				spec.Duration = 8 * time.Second
+			}
+			media := camtest.Clip(t, spec)
+			cam := camtest.Start(t, camtest.Options{Source: media, Speed: 8})
+			p := pull(t, cam.Camera())
+			p.until(t, "whole clip", func() bool {
+				return len(p.sessions) == 1 && len(p.sessions[0].frames) == len(media.Video) && len(p.sessions[0].sound) == len(media.Audio)
+			})
+			p.stop()
+			s := p.sessions[0]
+			if s.video.Codec != media.Codec {
+				t.Errorf("video format is %+v", s.video)
+			}
+			want := camera.AudioFormat{Codec: media.AudioCodec, SampleRate: media.SampleRate, Channels: media.Channels, BitDepth: media.BitDepth}
+			switch {
+			case spec.Audio == "":
+				if s.audio != nil {
+					t.Errorf("audio format is %+v, want none", s.audio)
+				}
+			case spec.Audio == "aac":
+			case s.audio == nil || !reflect.DeepEqual(*s.audio, want):
+				t.Errorf("audio format is %+v, want %+v", s.audio, want)
+			}
+			zero := s.frames[0].pts - media.Video[0].PTS
+			for i, f := range s.frames {
+				if want := media.Video[i]; f.pts-zero != want.PTS || media.Codec != "mjpeg" && !sameNALUs(f.nalus, want.AU) {
+					t.Fatalf("picture %d: pts %d, want %d; %d NAL units, want %d", i, f.pts-zero, want.PTS, len(f.nalus), len(want.AU))
+				}
+				if media.Codec == "mjpeg" {
+					samePicture(t, f.nalus, media.Video[i].AU[0])
+				}
+			}
+			for i, f := range s.sound {
+				want := media.Audio[i]
+				if f.pts-s.sound[0].pts != want.PTS-media.Audio[0].PTS || !bytes.Equal(f.nalus[0], want.AU) {
+					t.Fatalf("sound %d: pts %d, want %d; %d bytes, want %d", i, f.pts-s.sound[0].pts, want.PTS-media.Audio[0].PTS, len(f.nalus[0]), len(want.AU))
+				}
+			}
+			if stats := p.src.Stats(); stats.DecodeErrors != 0 || stats.PacketsLost != 0 {
+				t.Errorf("stats are %+v", stats)
+			}
+		})
+	}
+}
+
+// samePicture compares what a decoder makes of two JPEG files, pixel by pixel:
+// RTP does not carry the files' headers.
+func samePicture(t *testing.T, au [][]byte, want []byte) {
+	t.Helper()
+	if len(au) != 1 {
+		t.Fatalf("%d files in one access unit", len(au))
+	}
+	a, err := jpeg.Decode(bytes.NewReader(au[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := jpeg.Decode(bytes.NewReader(want))
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, y := a.(*image.YCbCr), b.(*image.YCbCr)
+	if x.Rect != y.Rect || x.SubsampleRatio != y.SubsampleRatio ||
+		!bytes.Equal(x.Y, y.Y) || !bytes.Equal(x.Cb, y.Cb) || !bytes.Equal(x.Cr, y.Cr) {
+		t.Fatalf("a picture of %v, want another of %v", a.Bounds(), b.Bounds())
 	}
 }
 

@@ -21,31 +21,57 @@ type trackClock struct {
 	rtp     uint32    // of the newest frame
 	pts     int64     // the same, unwrapped and on the session's axis
 	arrival time.Time // when it came
+	resumed bool      // the camera was paused since, and may have begun anew
 
 	// The newest sender report: at wall it was reportRTP.
 	reported  bool
 	wall      time.Time
 	reportRTP uint32
+	old       bool // it came before the pause
 }
+
+// maxStep is by how much a camera's clock may differ from ours over a pause,
+// before it is taken for one that began anew.
+const maxStep = time.Second
+
+// resume says that the camera was paused and plays again. One that begins its
+// timestamps anew is placed by the moment of arrival: picture and sound would
+// step by different amounts.
+func (t *trackClock) resume() { t.resumed, t.old = t.started, t.reported }
 
 // report takes a sender report.
 func (t *trackClock) report(sr *rtcp.SenderReport) {
 	if sr.NTPTime == 0 {
 		return // "no wallclock", RFC 3550, section 6.4.1
 	}
-	t.reported, t.wall, t.reportRTP = true, ntp.Decode(sr.NTPTime).UTC(), sr.RTPTime
+	t.reported, t.wall, t.reportRTP, t.old = true, ntp.Decode(sr.NTPTime).UTC(), sr.RTPTime, false
 }
 
 // frame places the frame with timestamp ts that came at arrival. other is the
 // session's other track, nil if there is none.
 func (t *trackClock) frame(ts uint32, arrival time.Time, other *trackClock) (pts int64, utc time.Time) {
 	if t.started {
-		t.pts += int64(int32(ts - t.rtp)) // also right across the wrap and for B-frames
+		t.pts += t.step(ts, arrival)
 	} else {
 		t.pts, t.started = t.start(ts, arrival, other), true
 	}
 	t.rtp, t.arrival = ts, arrival
 	return t.pts, t.utc(ts)
+}
+
+// step is how far the frame with timestamp ts is from the one before.
+func (t *trackClock) step(ts uint32, arrival time.Time) int64 {
+	told := int64(int32(ts - t.rtp)) // also right across the wrap and for B-frames
+	if !t.resumed {
+		return told
+	}
+	t.resumed = false
+	passed := arrival.Sub(t.arrival)
+	if (toDuration(told, t.rate) - passed).Abs() <= maxStep {
+		return told
+	}
+	t.reported = t.reported && !t.old // that report is of the old timestamps
+	return max(fromDuration(passed, t.rate), 1)
 }
 
 // start places the track's first frame beside the other track.

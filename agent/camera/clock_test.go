@@ -75,3 +75,39 @@ func TestTicksKeepPrecisionForYears(t *testing.T) {
 		}
 	}
 }
+
+// TestClockGoesOnAfterAPause: a camera that goes on where it stopped is believed
+// to the tick, one that begins anew is placed by arrival, and its old report is
+// not applied to the new timestamps.
+func TestClockGoesOnAfterAPause(t *testing.T) {
+	v := &trackClock{rate: 90000}
+	v.report(reportAt(t0, 1000))
+	v.frame(1000, t0, nil)
+	v.resume()
+	if pts, utc := v.frame(1000+9000, t0.Add(300*time.Millisecond), nil); pts != 9000 || utc.Sub(t0.Add(100*time.Millisecond)).Abs() > time.Microsecond {
+		t.Errorf("pts %d at %v, want 9000 at 100 ms", pts, utc)
+	}
+	v.resume()
+	pts, utc := v.frame(3_000_000_000, t0.Add(400*time.Millisecond), nil)
+	if pts != 18000 || !utc.IsZero() {
+		t.Errorf("pts %d at %v, want 18000 at no time", pts, utc)
+	}
+	v.report(reportAt(t0.Add(time.Hour), 3_000_000_000))
+	if pts, utc := v.frame(3_000_009_000, t0.Add(time.Minute), nil); pts != 27000 || utc.Sub(t0.Add(time.Hour)).Abs() > time.Second {
+		t.Errorf("pts %d at %v, want 27000 after an hour", pts, utc)
+	}
+	// A report of the new timestamps may come before the first frame.
+	v.resume()
+	v.report(reportAt(t0.Add(2*time.Hour), 70))
+	if _, utc := v.frame(70, t0.Add(time.Minute+time.Second), nil); utc.Sub(t0.Add(2*time.Hour)).Abs() > time.Microsecond {
+		t.Errorf("at %v, want 2 h", utc)
+	}
+	// A track that has not begun has nothing to go on from.
+	a := &trackClock{rate: 8000}
+	a.resume()
+	if pts, _ := a.frame(5, t0.Add(time.Minute+2*time.Second), v); pts != toTicks(v, a)+8000 {
+		t.Errorf("sound begins at %d", pts)
+	}
+}
+
+func toTicks(of, in *trackClock) int64 { return fromDuration(toDuration(of.pts, of.rate), in.rate) }

@@ -19,7 +19,7 @@ type noVideoError struct {
 	offered string // "nothing" or a list of what it offers instead
 }
 
-func (e *noVideoError) Error() string { return "no H264 or H265 video, but " + e.offered }
+func (e *noVideoError) Error() string { return "no H264, H265 or MJPEG video, but " + e.offered }
 
 // silentError: the camera keeps the connection and sends no picture.
 type silentError struct {
@@ -80,7 +80,7 @@ func explain(err error, a Address, guessed bool) (state, sentence string) {
 		return say(wire.StateAuthFailed, "The camera at %s asks for a kind of login that is not supported; set it to Digest or Basic.")
 	case errors.As(err, &noVideo):
 		return wire.StateBadCamera, fmt.Sprintf(
-			"The camera at %s offers no H264 or H265 video, but %s; switch one of its streams to H264 or H265.", a.Host(), noVideo.offered)
+			"The camera at %s offers no H264 or H265 video and no MJPEG, but %s; switch one of its streams to H264 or H265.", a.Host(), noVideo.offered)
 	case errors.As(err, &silent) && silent.never:
 		return say(wire.StateNoCamera, "The camera at %s accepted the connection but sends no picture; if that stays so, restart the camera.")
 	case errors.As(err, &silent), errors.As(err, new(liberrors.ErrClientTCPTimeout)):

@@ -25,6 +25,11 @@ type session struct {
 	// request; 0 before.
 	last atomic.Int64
 
+	asked   chan struct{} // for a keyframe; holds one
+	key     atomic.Int64  // when the last keyframe came, as last
+	resumes atomic.Int32  // how often the camera was paused and plays again
+	broken  chan error    // it does not play again; holds one
+
 	// Of the goroutine that reads the socket.
 	video, audio trackClock
 }
@@ -53,6 +58,11 @@ func (se *session) play(ctx context.Context) error {
 	if err := se.start(client); err != nil {
 		return err
 	}
+	asking, enough := context.WithCancel(ctx)
+	defer enough()
+	wg.Go(func() { se.askKeyframes(asking, client) })
+	se.playing.Store(se)
+	defer se.playing.Store(nil)
 	return se.watch(ctx, ended)
 }
 
@@ -127,16 +137,32 @@ func (se *session) readVideo(client *gortsplib.Client, t *videoTrack, sound bool
 	if sound {
 		other = &se.audio
 	}
-	units := assembler{nalus: t.nalus, out: func(ts uint32, au [][]byte) {
+	out := func(ts uint32, au [][]byte) {
 		now := time.Now()
 		pts, utc := se.video.frame(ts, now, other)
+		since := int64(now.Sub(se.begin))
+		if isKeyframe(t.Codec, au) {
+			se.key.Store(since)
+		}
 		se.Sink.Video(pts, utc, now, au)
 		se.videoFrames.Add(1)
-		if se.last.Swap(int64(now.Sub(se.begin))) == 0 {
+		if se.last.Swap(since) == 0 {
 			close(se.first)
 		}
-	}}
+	}
+	var units depacketizer = &assembler{nalus: t.nalus, out: out}
+	if t.Codec == "mjpeg" {
+		units = &pictures{out: out}
+	}
+	resumes := int32(0)
 	client.OnPacketRTP(t.media, t.forma, func(pkt *rtp.Packet) {
+		if n := se.resumes.Load(); n != resumes {
+			resumes = n
+			se.video.resume()
+			if units.reset() {
+				se.decodeErrors.Add(1)
+			}
+		}
 		if err := units.push(pkt); err != nil {
 			se.decodeErrors.Add(1)
 		}
@@ -144,9 +170,22 @@ func (se *session) readVideo(client *gortsplib.Client, t *videoTrack, sound bool
 	client.OnPacketRTCP(t.media, reports(&se.video))
 }
 
+// depacketizer makes access units of RTP packets.
+type depacketizer interface {
+	push(*rtp.Packet) error
+	reset() (cut bool)
+}
+
+var _, _ depacketizer = (*assembler)(nil), (*pictures)(nil)
+
 func (se *session) readAudio(client *gortsplib.Client, t *audioTrack) {
 	se.audio.rate = int64(t.SampleRate)
+	resumes := int32(0)
 	client.OnPacketRTP(t.media, t.forma, func(pkt *rtp.Packet) {
+		if n := se.resumes.Load(); n != resumes {
+			resumes = n
+			se.audio.resume()
+		}
 		now := time.Now()
 		units, err := t.units(pkt)
 		if !expected(err) {
@@ -192,6 +231,8 @@ func (se *session) watch(ctx context.Context, ended <-chan error) error {
 				se.streaming(se.address) // both at once: a short session
 			}
 			return fmt.Errorf("read: %w", err)
+		case err := <-se.broken:
+			return err
 		case <-ctx.Done():
 			return ctx.Err()
 		}

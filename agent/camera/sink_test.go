@@ -191,3 +191,9 @@ func (b *syncBuffer) contains(s string) bool {
 	defer b.mu.Unlock()
 	return strings.Contains(b.b.String(), s)
 }
+
+func (b *syncBuffer) count(s string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return strings.Count(b.b.String(), s)
+}

@@ -1,6 +1,7 @@
 package camera
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -17,6 +18,7 @@ type videoTrack struct {
 	VideoFormat
 	media *description.Media
 	forma format.Format
+	// nalus is the depacketizer of H264 and H265; mjpeg has one of its own.
 	nalus func(*rtp.Packet) ([][]byte, error)
 }
 
@@ -26,13 +28,15 @@ type audioTrack struct {
 	media *description.Media
 	forma format.Format
 	units func(*rtp.Packet) ([][]byte, error)
-	// samples is how many ticks one access unit lasts.
+	// samples is how many ticks one access unit of AAC lasts. A packet of PCM is
+	// one unit.
 	samples int64
 }
 
-// chooseVideo takes the first video that can be recorded. Cameras list the
-// best one first.
+// chooseVideo takes the first video that can be recorded, one of single pictures
+// only where there is no other. Cameras list the best one first.
 func chooseVideo(desc *description.Session) (*videoTrack, error) {
+	var pictures *videoTrack
 	for _, m := range desc.Medias {
 		if m.IsBackChannel {
 			continue
@@ -56,27 +60,94 @@ func chooseVideo(desc *description.Session) (*videoTrack, error) {
 				t.nalus = d.Decode
 				t.VideoFormat = VideoFormat{Codec: "h265", VPS: f.VPS, SPS: f.SPS, PPS: f.PPS}
 				return t, nil
+			case *format.MJPEG:
+				if pictures == nil {
+					t.VideoFormat = VideoFormat{Codec: "mjpeg"}
+					pictures = t
+				}
 			}
 		}
 	}
-	return nil, &noVideoError{offered: offered(desc)}
+	if pictures == nil {
+		return nil, &noVideoError{offered: offered(desc)}
+	}
+	return pictures, nil
 }
 
-// chooseAudio takes the first sound that can be recorded, or nil.
+// chooseAudio takes the first AAC, else the first LPCM, else the first G711, or
+// nil where there is none: in the order of how much there is to hear.
 func chooseAudio(desc *description.Session) *audioTrack {
+	var best [3]*audioTrack
 	for _, m := range desc.Medias {
 		if m.IsBackChannel {
 			continue
 		}
 		for _, f := range m.Formats {
-			if aac, ok := f.(*format.MPEG4Audio); ok {
-				if t := newAAC(m, aac); t != nil {
-					return t
+			var t *audioTrack
+			rank := 0
+			switch f := f.(type) {
+			case *format.MPEG4Audio:
+				t = newAAC(m, f)
+			case *format.LPCM:
+				rank = 1
+				t = newPCM(m, f, AudioFormat{Codec: "lpcm", SampleRate: f.SampleRate, Channels: f.ChannelCount, BitDepth: f.BitDepth})
+			case *format.G711:
+				rank = 2
+				codec := "pcma"
+				if f.MULaw {
+					codec = "pcmu"
 				}
+				t = newPCM(m, f, AudioFormat{Codec: codec, SampleRate: f.SampleRate, Channels: f.ChannelCount})
+			}
+			if t != nil && best[rank] == nil {
+				best[rank] = t
 			}
 		}
 	}
+	for _, t := range best {
+		if t != nil {
+			return t
+		}
+	}
 	return nil
+}
+
+// Limits of PCM. FLAC, which carries it, has no more channels (RFC 9639, section
+// 9.1.3), and no camera samples faster.
+const (
+	maxChannels   = 8
+	maxSampleRate = 192000
+)
+
+var errNoSamples = errors.New("packet without whole samples")
+
+// newPCM returns nil for a sound that cannot be.
+func newPCM(m *description.Media, f format.Format, a AudioFormat) *audioTrack {
+	width := a.Channels
+	switch a.BitDepth {
+	case 0, 8: // G711 has one byte a sample
+	case 16, 24:
+		width *= a.BitDepth / 8
+	default:
+		return nil
+	}
+	if a.Channels < 1 || a.Channels > maxChannels || a.SampleRate < 1 || a.SampleRate > maxSampleRate {
+		return nil
+	}
+	return &audioTrack{
+		AudioFormat: a, media: m, forma: f,
+		units: func(pkt *rtp.Packet) ([][]byte, error) {
+			whole := pkt.Payload[:len(pkt.Payload)/width*width]
+			if len(whole) == 0 {
+				return nil, errNoSamples
+			}
+			var err error
+			if len(whole) < len(pkt.Payload) {
+				err = errNoSamples
+			}
+			return [][]byte{whole}, err
+		},
+	}
 }
 
 // newAAC returns nil for an AAC that cannot be described in MP4 as it is.

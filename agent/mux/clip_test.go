@@ -32,7 +32,7 @@ func TestRealStreams(t *testing.T) {
 			}
 			r := newRig(t, Config{Recording: time.Second, Phase: 500 * time.Millisecond})
 			video, pictures, samples := cmaf.VideoParams{Codec: "h264"}, 0, 0
-			var audio *cmaf.AudioParams
+			var audio *Sound
 			picture := func(pts, dts int64, au [][]byte) error {
 				pictures++
 				r.m.Video(pts, t0.Add(toDuration(dts, 90000)), false, time.Time{}, au)
@@ -50,7 +50,7 @@ func TestRealStreams(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					audio = &cmaf.AudioParams{Config: config, SampleRate: c.SampleRate, Channels: 1}
+					audio = &Sound{Config: config, SampleRate: c.SampleRate, Channels: 1}
 					reader.OnDataMPEG4Audio(track, func(pts int64, aus [][]byte) error {
 						for i, au := range aus {
 							samples++

@@ -18,10 +18,10 @@ func FuzzMux(f *testing.F) {
 		}
 		return b
 	}
-	f.Add(steps([8]byte{0, 40, 1}, [8]byte{1, 40}, [8]byte{1, 40}, [8]byte{4}), uint8(1))
-	f.Add(steps([8]byte{0, 40, 1}, [8]byte{2, 20}, [8]byte{1, 120, 0, 0, 250}, [8]byte{2, 20, 0, 0, 255}, [8]byte{3, 255}, [8]byte{0, 40, 2}), uint8(2))
-	f.Add(steps([8]byte{0, 1, 0, 0xff, 0xff, 0xff}, [8]byte{5, 1}, [8]byte{0, 40, 3}, [8]byte{6, 200}), uint8(7))
-	f.Fuzz(func(t *testing.T, data []byte, config uint8) {
+	f.Add(steps([8]byte{0, 40, 1}, [8]byte{1, 40}, [8]byte{1, 40}, [8]byte{4}), uint8(1), uint8(0))
+	f.Add(steps([8]byte{0, 40, 1}, [8]byte{2, 20}, [8]byte{1, 120, 0, 0, 250}, [8]byte{2, 20, 0, 0, 255}, [8]byte{3, 255}, [8]byte{0, 40, 2}), uint8(2), uint8(1))
+	f.Add(steps([8]byte{0, 1, 0, 0xff, 0xff, 0xff}, [8]byte{5, 1}, [8]byte{0, 40, 3}, [8]byte{6, 200}), uint8(7), uint8(6))
+	f.Fuzz(func(t *testing.T, data []byte, config, kind uint8) {
 		if len(data) > 8*600 {
 			return
 		}
@@ -33,9 +33,20 @@ func FuzzMux(f *testing.F) {
 		r := newRig(t, cfg)
 		sound := aac
 		if config&128 != 0 {
-			sound = &cmaf.AudioParams{Config: []byte{0x12, 0x10}, SampleRate: 44100, Channels: 2}
+			sound = &Sound{Config: []byte{0x12, 0x10}, SampleRate: 44100, Channels: 2}
+		}
+		switch kind & 3 {
+		case 1:
+			sound = pcmu
+		case 2:
+			sound = &Sound{Codec: "lpcm", SampleRate: 44100, Channels: 2, BitDepth: 16}
+		case 3:
+			sound = &Sound{Codec: "pcma", SampleRate: 8001, Channels: 1} // no common clock with the picture
 		}
 		params := cmaf.VideoParams{Codec: "h264", SPS: spsOf(20, int(config>>3&3)-1), PPS: pps}
+		if kind&4 != 0 {
+			params = cmaf.VideoParams{Codec: "mjpeg"}
+		}
 		r.open(params, sound)
 		now, pts, apts := t0, int64(0), int64(0)
 		for ; len(data) >= 8; data = data[8:] {
@@ -46,6 +57,10 @@ func FuzzMux(f *testing.F) {
 				pts += 3600 + by
 				au := [][]byte{{0x65, 1, 2, 3}}
 				switch data[2] % 4 {
+				case 0:
+					if kind&4 != 0 { // a frame header and a scan are all that is looked at
+						au[0] = []byte{0xff, 0xd8, 0xff, 0xc0, 0, 11, 8, 0, 1 + data[6]%2, 0, 8, 1, 1, 0x11, 0, 0xff, 0xda, 0, 2}
+					}
 				case 1:
 					au = append([][]byte{spsOf(20+int(data[6]%3), int(data[7]%4)-1), pps}, au...)
 				case 2:
@@ -57,10 +72,15 @@ func FuzzMux(f *testing.F) {
 				r.m.Video(pts, now, false, now, [][]byte{append([]byte{0x41}, make([]byte, int(data[6])<<4)...)})
 			case 2:
 				apts += 1024 + by
-				r.m.Audio(apts, now, data[:4])
+				if kind&3 == 0 {
+					r.m.Audio(apts, now, data[:4])
+				} else {
+					r.m.Audio(apts, now, make([]byte, int(data[6])<<(data[7]%5)))
+				}
 			case 3:
 				now = now.Add(time.Duration(by) * time.Millisecond)
 				r.m.Tick(now)
+				r.m.WantsKeyframe(now)
 			case 4:
 				r.m.Flush()
 			case 5:
@@ -80,5 +100,8 @@ func FuzzMux(f *testing.F) {
 		}
 		r.m.Flush()
 		r.check()
+		if kind&3 != 0 {
+			r.hear(-1)
+		}
 	})
 }

@@ -7,6 +7,11 @@
 // picture is shown, the durations of a recording add up to exactly the time it
 // shows, and one recording ends on the tick at which the next begins, with
 // B-frames and open GOPs as without.
+//
+// A keyframe ends a chunk, and a recording begins with one; where all pictures
+// are keyframes (MJPEG, and cameras that are set so) chunks end by time and size
+// alone. Sound that MP4 or browsers cannot carry, G711 and LPCM, becomes FLAC: not
+// a sample of it is changed. Where no sound came, a hole is left.
 package mux
 
 import (
@@ -26,8 +31,10 @@ const (
 	// soundLead is how much sound before the first picture of a span is kept.
 	soundLead = 100 * time.Millisecond
 
-	// maxSoundQueue bounds the samples that wait for a picture (21 s at 48 kHz).
+	// maxSoundQueue bounds the samples that wait for a picture (21 s of AAC at 48
+	// kHz), maxSoundBytes what they hold (20 s of LPCM in stereo).
 	maxSoundQueue = 1000
+	maxSoundBytes = 4 << 20
 
 	// A recording that no keyframe ends is cut after so much.
 	longestRecording = 120 * time.Second
@@ -68,7 +75,20 @@ type Config struct {
 type Stats struct {
 	Frames       uint64 // pictures muxed
 	BeforeKey    uint64 // pictures before the first keyframe of a span
-	SoundDropped uint64 // sound samples for which no track or no place was left
+	SoundDropped uint64 // sound samples, or packets of PCM, for which no track or no place was left
+	Unreadable   uint64 // MJPEG pictures that are no JPEG
+}
+
+// Sound is what a camera said about its sound. In MP4 an AAC frame, or a FLAC
+// frame made of PCM, is one sample.
+type Sound struct {
+	// Codec is "aac" (also when empty), "pcma" or "pcmu" (the two laws of G711), or
+	// "lpcm": big endian, and offset by 128 where it has 8 bits (RFC 3551, 4.5.10).
+	Codec      string
+	Config     []byte // of aac: the AudioSpecificConfig (ISO/IEC 14496-3)
+	SampleRate int    // Hz
+	Channels   int
+	BitDepth   int // of lpcm: 8, 16 or 24
 }
 
 // Mux is one stream being muxed. It is not safe for concurrent use.
@@ -78,8 +98,9 @@ type Mux struct {
 
 	// The camera's session.
 	params  *params
-	sound   *cmaf.AudioParams
-	ts      uint32 // ticks per second of all tracks
+	sound   *cmaf.AudioParams // as it is written
+	pcm     *pcm              // what makes FLAC of it, or nil
+	ts      uint32            // ticks per second of all tracks
 	watched bool
 	vJump   unjump
 	aJump   unjump
@@ -96,7 +117,9 @@ type Mux struct {
 	pace     uint8     // of the newest four pictures, a bit each: it came no sooner than it had to
 	lastDur  int64
 	soundQ   []soundSample
-	soundNow time.Time // arrival of the newest sound sample
+	soundLen int       // bytes in soundQ
+	soundNow time.Time // arrival of the newest sound
+	keyless  keyless
 
 	// What has been emitted.
 	seq      uint64
@@ -147,27 +170,31 @@ func (m *Mux) SetOptions(recording, phase, chunk time.Duration) {
 func (m *Mux) SetWatched(on bool) { m.watched = on }
 
 // Open begins a session of the camera: what came before is flushed, and the
-// next keyframe begins a span. a is nil when the camera offers no sound.
-func (m *Mux) Open(v cmaf.VideoParams, a *cmaf.AudioParams) error {
+// next keyframe begins a span. a is nil when the camera offers no sound; one that
+// cannot be written is as good as none.
+func (m *Mux) Open(v cmaf.VideoParams, a *Sound) error {
 	m.Flush()
 	p, err := newParams(v)
 	if err != nil {
-		m.params, m.sound = nil, nil
+		m.params, m.sound, m.pcm = nil, nil, nil
 		return err
 	}
-	if a != nil && a.SampleRate <= 0 {
-		a = nil // no time could be told by it
+	m.params = p
+	m.sound, m.pcm = newSound(a)
+	m.ts = cmaf.Timescale(m.sound)
+	m.vJump, m.aJump = unjump{back: backJump}, unjump{back: backJump}
+	if m.pcm != nil {
+		m.aJump.back = pcmBackJump
 	}
-	m.params, m.sound, m.ts = p, a, cmaf.Timescale(a)
-	m.vJump, m.aJump = unjump{}, unjump{}
 	m.reorder = reorder{depth: p.depth}
 	m.started, m.lastDur, m.pace = false, 0, 0
 	m.begun, m.soundNow = time.Time{}, time.Time{}
 	return nil
 }
 
-// Video takes one access unit: pts in 90 kHz ticks, now in UTC of the hub when
-// it arrived (uncertain if that is an estimate), camera in UTC of the camera or zero.
+// Video takes one access unit (of MJPEG: one slice, the JPEG file): pts in 90 kHz
+// ticks, now in UTC of the hub when it arrived (uncertain if that is an
+// estimate), camera in UTC of the camera or zero.
 func (m *Mux) Video(pts int64, now time.Time, uncertain bool, camera time.Time, au [][]byte) {
 	if m.params == nil {
 		return
@@ -177,8 +204,12 @@ func (m *Mux) Video(pts int64, now time.Time, uncertain bool, camera time.Time, 
 		m.reorder.depth = max(m.reorder.depth, m.params.depth)
 	}
 	if len(in.nalus) == 0 {
+		if m.params.Codec == "mjpeg" {
+			m.stats.Unreadable++
+		}
 		return
 	}
+	m.keyless.saw(in.key, now)
 	if m.begun.IsZero() {
 		m.begun = now
 	}
@@ -193,9 +224,14 @@ func (m *Mux) Video(pts int64, now time.Time, uncertain bool, camera time.Time, 
 		m.started, m.spanDue = true, true
 	}
 	m.unsure = uncertain
-	f := &frame{pts: t, key: in.key, nalus: in.nalus, camera: camera, now: now}
+	f := &frame{pts: t, key: in.key, camera: camera, now: now}
 	if in.key {
 		f.params = m.params.VideoParams
+	}
+	if m.params.Codec == "mjpeg" {
+		f.raw = in.nalus[0]
+	} else {
+		f.nalus = in.nalus
 	}
 	for _, n := range in.nalus {
 		f.size += 4 + len(n)
@@ -229,6 +265,7 @@ func (m *Mux) Rebase(delta time.Duration) (by, doubt time.Duration) {
 	shift(&m.vJump.lastNow, delta)
 	shift(&m.aJump.lastNow, delta)
 	shift(&m.soundNow, delta)
+	shift(&m.keyless.since, delta)
 	for _, f := range m.reorder.queue {
 		shift(&f.now, delta)
 	}
@@ -252,6 +289,10 @@ func (m *Mux) Tick(now time.Time) {
 	m.release(now)
 }
 
+// WantsKeyframe reports whether the camera should be asked for a keyframe: once
+// for every 60 s without one while pictures come. now is in UTC of the hub.
+func (m *Mux) WantsKeyframe(now time.Time) bool { return m.keyless.wants(now) }
+
 // Flush emits all that is pending, with the last picture as long as the one
 // before it. The next keyframe begins a span.
 func (m *Mux) Flush() {
@@ -268,16 +309,23 @@ func (m *Mux) Flush() {
 		m.held = nil
 		m.close(end, true, time.Time{})
 	}
+	m.flushPCM()
 	if n := len(m.soundQ); n > 0 && m.soundQ[n-1].dur == 0 {
 		m.soundQ[n-1].dur = m.soundFrame()
 	}
-	for i, c := range m.closed {
-		c.last = i == len(m.closed)-1
-		m.emit(c)
+	if n := len(m.closed); n > 0 {
+		m.closed[n-1].last = true
+	}
+	for _, c := range m.closed {
+		if c.last {
+			m.emitLast(c)
+		} else {
+			m.emit(c)
+		}
 	}
 	m.stats.SoundDropped += uint64(len(m.soundQ))
-	m.closed, m.cur, m.soundQ = nil, nil, nil
-	m.started, m.spanDue, m.inSpan = false, true, false
+	m.closed, m.cur, m.soundQ, m.soundLen = nil, nil, nil, 0
+	m.started, m.spanDue, m.inSpan, m.keyless = false, true, false, keyless{}
 	m.clock.forget()
 }
 
@@ -292,7 +340,9 @@ func (m *Mux) timed(f *frame) {
 			m.pace |= 1
 		}
 		m.add(m.held, d)
-		if f.key || m.ticks(m.cfg.Chunk) <= f.dts-m.cur.start || m.cur.bytes >= m.cfg.ChunkBytes {
+		// A keyframe among keyframes is nothing to begin a chunk with.
+		m.cur.intra = m.cur.intra && f.key && f.params.Equal(m.cur.params)
+		if f.key && !m.cur.intra || m.ticks(m.cfg.Chunk) <= f.dts-m.cur.start || m.cur.bytes >= m.cfg.ChunkBytes {
 			m.close(f.dts, f.key, f.now)
 		}
 	}
@@ -302,13 +352,13 @@ func (m *Mux) timed(f *frame) {
 // add puts a picture into the chunk being built.
 func (m *Mux) add(f *frame, d int64) {
 	if m.cur == nil {
-		m.cur = &building{start: f.dts, key: f.key, params: f.params, camera: f.camera, spanDue: m.spanDue && f.key, firstNow: f.now}
+		m.cur = &building{start: f.dts, key: f.key, intra: f.key, params: f.params, camera: f.camera, spanDue: m.spanDue && f.key, firstNow: f.now}
 		if m.cur.spanDue {
 			m.spanDue = false
 		}
 	}
 	m.cur.video = append(m.cur.video, cmaf.Sample{
-		Duration: uint32(max(d, 1)), CTS: int32(f.pts - f.dts), Sync: f.key, NALs: f.nalus,
+		Duration: uint32(max(d, 1)), CTS: int32(f.pts - f.dts), Sync: f.key, NALs: f.nalus, Raw: f.raw,
 	})
 	m.cur.bytes += f.size
 	m.stats.Frames++
@@ -324,6 +374,9 @@ func (m *Mux) close(end int64, gop bool, now time.Time) {
 
 // release emits the closed chunks that need not wait for sound any longer.
 func (m *Mux) release(now time.Time) {
+	if m.pcm != nil && !within(now, m.soundNow, m.soundWait()) {
+		m.flushPCM() // no more comes to fill the frame
+	}
 	for len(m.closed) > 0 {
 		c := m.closed[0]
 		if c.spanDue && !m.clock.ready && m.settling(c, now) || m.waitsForSound(c, now) {

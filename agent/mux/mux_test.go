@@ -325,8 +325,8 @@ func TestOpenRefusesWhatCannotBeRecorded(t *testing.T) {
 	r := newRig(t, Config{})
 	r.open(plain, nil)
 	r.film(0, 20, 10)
-	if err := r.m.Open(cmaf.VideoParams{Codec: "mjpeg"}, nil); err == nil {
-		t.Error("MJPEG is taken")
+	if err := r.m.Open(cmaf.VideoParams{Codec: "vp8"}, nil); err == nil {
+		t.Error("VP8 is taken")
 	}
 	n := len(r.chunks)
 	r.film(20, 60, 10)
@@ -536,7 +536,7 @@ func TestHubLearnsTheTime(t *testing.T) {
 		for _, delta := range []time.Duration{21*24*time.Hour + 12345678*time.Microsecond, -time.Hour, 3 * time.Millisecond} {
 			t.Run(fmt.Sprint(name, " by ", delta), func(t *testing.T) {
 				r := newRig(t, Config{Recording: recording, Phase: phase})
-				var audio *cmaf.AudioParams
+				var audio *Sound
 				if tt.sound {
 					audio = aac
 				}
@@ -677,7 +677,7 @@ func TestRebaseMovesEveryArrival(t *testing.T) {
 		for _, f := range m.reorder.queue {
 			out = append(out, f.now)
 		}
-		return append(out, m.held.now, m.soundNow, m.vJump.lastNow, m.aJump.lastNow, m.clock.origin)
+		return append(out, m.held.now, m.soundNow, m.keyless.since, m.vJump.lastNow, m.aJump.lastNow, m.clock.origin)
 	}
 	before := arrivals()
 	m.Rebase(time.Hour)

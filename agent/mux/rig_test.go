@@ -74,7 +74,7 @@ func spsOf(mbs, reorder int) []byte {
 var (
 	pps   = []byte{0x68, 0xee, 0x3c, 0x80}
 	plain = cmaf.VideoParams{Codec: "h264", SPS: spsOf(20, 0), PPS: pps}
-	aac   = &cmaf.AudioParams{Config: []byte{0x11, 0x90}, SampleRate: 48000, Channels: 2}
+	aac   = &Sound{Config: []byte{0x11, 0x90}, SampleRate: 48000, Channels: 2}
 )
 
 // rig is a Mux and what came out of it.
@@ -111,7 +111,7 @@ func newRig(t testing.TB, cfg Config) *rig {
 	return r
 }
 
-func (r *rig) open(v cmaf.VideoParams, a *cmaf.AudioParams) {
+func (r *rig) open(v cmaf.VideoParams, a *Sound) {
 	r.t.Helper()
 	if err := r.m.Open(v, a); err != nil {
 		r.t.Fatal(err)

@@ -2,18 +2,33 @@ package mux
 
 import (
 	"math"
-	"slices"
 	"time"
 
 	"github.com/zipato/vms/pkg/cmaf"
 )
 
-// Audio takes one AAC frame: pts in ticks of the sample rate.
+// Audio takes one AAC frame, or any number of whole PCM samples: pts in ticks of
+// the sample rate.
 func (m *Mux) Audio(pts int64, now time.Time, data []byte) {
 	if m.sound == nil || len(data) == 0 {
 		return
 	}
 	t := m.aJump.place(pts*int64(m.ts)/int64(m.sound.SampleRate), now, m.ts)
+	if m.pcm != nil {
+		m.addPCM(t, data)
+	} else {
+		m.addFrame(t, data)
+	}
+	if len(m.soundQ) >= maxSoundQueue || m.soundLen > maxSoundBytes {
+		// No picture for long: keep the newest.
+		m.dropSound(len(m.soundQ) / 2)
+	}
+	m.soundNow = now
+	m.release(now)
+}
+
+// addFrame queues one AAC frame.
+func (m *Mux) addFrame(t int64, data []byte) {
 	if n := len(m.soundQ); n > 0 {
 		last := &m.soundQ[n-1]
 		if t <= last.pts {
@@ -26,13 +41,27 @@ func (m *Mux) Audio(pts int64, now time.Time, data []byte) {
 			}
 		}
 	}
-	if len(m.soundQ) >= maxSoundQueue {
-		m.soundQ = slices.Delete(m.soundQ, 0, maxSoundQueue/2) // no picture for long: keep the newest
-		m.stats.SoundDropped += maxSoundQueue / 2
+	m.queue(soundSample{pts: t, data: data})
+}
+
+func (m *Mux) queue(s soundSample) {
+	m.soundQ = append(m.soundQ, s)
+	m.soundLen += len(s.data)
+}
+
+// take removes the oldest n samples from the queue.
+func (m *Mux) take(n int) {
+	for i := range n {
+		m.soundLen -= len(m.soundQ[i].data)
+		m.soundQ[i] = soundSample{}
 	}
-	m.soundQ = append(m.soundQ, soundSample{pts: t, data: data})
-	m.soundNow = now
-	m.release(now)
+	m.soundQ = m.soundQ[n:]
+}
+
+// dropSound gives up the oldest n samples.
+func (m *Mux) dropSound(n int) {
+	m.take(n)
+	m.stats.SoundDropped += uint64(n)
 }
 
 // soundFrame is the nominal duration of one AAC frame (1,024 samples), ticks.
@@ -50,21 +79,34 @@ func (m *Mux) waitsForSound(c *building, now time.Time) bool {
 	if m.sound == nil {
 		return false
 	}
-	wait := soundWait
-	if m.watched {
-		wait = soundWaitWatched
-	}
 	if c.spanDue && len(m.soundQ) == 0 && m.soundNow.IsZero() && within(now, c.firstNow, soundWait) {
 		return true
 	}
-	if !c.endsGOP || !within(now, c.closed, wait) || m.soundNow.IsZero() {
+	if !c.endsGOP || !within(now, c.closed, m.soundWait()) || m.soundNow.IsZero() {
 		return false
 	}
 	if !m.withA && !c.spanDue {
 		return false
 	}
+	if !c.spanDue && m.endsNothing(c) {
+		return false
+	}
 	n := len(m.soundQ)
-	return (n == 0 || m.soundQ[n-1].pts < c.end) && now.Sub(m.soundNow) < soundGone
+	return (n == 0 || m.soundQ[n-1].known() < c.end) && now.Sub(m.soundNow) < soundGone
+}
+
+// soundWait is how long a picture waits for sound.
+func (m *Mux) soundWait() time.Duration {
+	if m.watched {
+		return soundWaitWatched
+	}
+	return soundWait
+}
+
+// endsNothing reports whether the recording goes on behind c although it ends
+// with a keyframe to come: where there are only keyframes, no GOP ends.
+func (m *Mux) endsNothing(c *building) bool {
+	return c.intra && m.inSpan && c.end < m.boundary()
 }
 
 // within reports whether less than d has passed since then. A clock that was
@@ -100,8 +142,7 @@ func (m *Mux) takeSound(c *building, first bool) cmaf.Run {
 	for late < len(m.soundQ) && m.soundQ[late].pts < earliest {
 		late++
 	}
-	m.stats.SoundDropped += uint64(late)
-	m.soundQ = m.soundQ[late:]
+	m.dropSound(late)
 	if !m.withA {
 		return run
 	}
@@ -119,7 +160,7 @@ func (m *Mux) takeSound(c *building, first bool) cmaf.Run {
 		run.Samples = append(run.Samples, cmaf.Sample{Duration: uint32(s.dur), Sync: true, Raw: s.data})
 		i++
 	}
-	m.soundQ = m.soundQ[i:]
+	m.take(i)
 	return run
 }
 

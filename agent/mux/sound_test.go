@@ -156,7 +156,7 @@ func TestLateSoundNeverComesBeforeItsRecording(t *testing.T) {
 
 func TestSoundThatIsUnusable(t *testing.T) {
 	r := newRig(t, Config{})
-	r.open(plain, &cmaf.AudioParams{Config: aac.Config})
+	r.open(plain, &Sound{Config: aac.Config})
 	r.sound(0, t0)
 	r.film(0, 100, 25)
 	r.m.Flush()

@@ -19,6 +19,9 @@ func (m *Mux) emit(c *building) {
 		m.seq, m.initID, m.lastInit, m.inSpan = 0, 0, vms.Init{}, false
 		m.clock.rewind()
 	}
+	if c.key {
+		m.cutPCM(c.start) // what begins before a recording cannot come later in it
+	}
 	if c.key && (c.spanDue || withA != m.withA || m.clock.stepped || !m.inSpan || !c.params.Equal(m.coded)) {
 		m.inSpan = m.beginSpan(c, withA)
 	}
@@ -27,6 +30,9 @@ func (m *Mux) emit(c *building) {
 		return
 	}
 	flags := m.stamp(c)
+	if flags.Has(vms.FlagFirst) && !c.key {
+		m.cutPCM(c.start)
+	}
 	sound := m.takeSound(c, flags.Has(vms.FlagFirst))
 	if flags.Has(vms.FlagFirst) {
 		m.span.zero = zero(c, sound)
@@ -46,6 +52,27 @@ func (m *Mux) emit(c *building) {
 		Start: start, End: end, CameraTime: c.camera,
 		MoofLen: moofLen, CRC: wire.Checksum(payload), Payload: payload,
 	})
+}
+
+// emitLast emits the last chunk of a session in as many as the sound that is left
+// has stretches, as far as there are pictures: a chunk takes one of them.
+func (m *Mux) emitLast(c *building) {
+	stretches := 1
+	for i := 1; i < len(m.soundQ); i++ {
+		if m.soundQ[i].pts != m.soundQ[i-1].known() {
+			stretches++
+		}
+	}
+	for ; stretches > 1 && len(c.video) > 1 && m.sound != nil; stretches-- {
+		one := *c
+		one.video, c.video = c.video[:1], c.video[1:]
+		one.end = one.start + int64(one.video[0].Duration)
+		one.bytes = one.video[0].Size()
+		c.start, c.bytes = one.end, c.bytes-one.bytes
+		c.key, c.spanDue, c.camera = c.video[0].Sync, false, time.Time{}
+		m.emit(&one)
+	}
+	m.emit(c)
 }
 
 // stamp decides whether c begins a recording.
@@ -123,8 +150,7 @@ func (m *Mux) beginSpan(c *building, withA bool) bool {
 	if withA {
 		lead := c.start - m.ticks(soundLead)
 		for len(m.soundQ) > 0 && m.soundQ[0].pts < lead {
-			m.soundQ = m.soundQ[1:]
-			m.stats.SoundDropped++
+			m.dropSound(1)
 		}
 		if len(m.soundQ) > 0 {
 			start = min(start, max(m.soundQ[0].pts, 0))

@@ -13,6 +13,7 @@ type frame struct {
 	key      bool
 	params   cmaf.VideoParams // in force at a keyframe
 	nalus    [][]byte
+	raw      []byte // of MJPEG, instead
 	size     int
 	camera   time.Time
 	now      time.Time
@@ -22,6 +23,7 @@ type frame struct {
 type building struct {
 	start, end int64
 	key        bool
+	intra      bool // all its pictures are keyframes, and so is the one that follows
 	params     cmaf.VideoParams
 	spanDue    bool // its keyframe is to begin a span
 	beginsSpan bool
@@ -44,6 +46,9 @@ type soundSample struct {
 	pts, dur int64 // dur 0: the next sample has not come yet
 	data     []byte
 }
+
+// known is up to where the sample is known to last.
+func (s *soundSample) known() int64 { return s.pts + s.dur }
 
 // reorder gives pictures their decode times: the presentation times of the
 // stream in ascending order. In a stream that reorders by at most depth
@@ -106,6 +111,7 @@ func (r *reorder) pop() *frame {
 // unjump keeps a track's clock going over jumps of the camera's timestamps:
 // the frame after a jump is placed where its arrival says.
 type unjump struct {
+	back    time.Duration // going back further is a jump
 	offset  int64
 	last    int64
 	lastNow time.Time
@@ -124,7 +130,7 @@ func (u *unjump) place(t int64, now time.Time, ts uint32) int64 {
 	if !u.lastNow.IsZero() {
 		d := toDuration(p-u.last, ts)
 		passed := now.Sub(u.lastNow)
-		if d < -backJump || d > jump && (d-passed > jump/2 || passed-d > jump/2) || d > longestPause {
+		if d < -u.back || d > jump && (d-passed > jump/2 || passed-d > jump/2) || d > longestPause {
 			p = u.last + max(fromDuration(min(passed, longestPause), ts), 1)
 			u.offset = p - t
 		}

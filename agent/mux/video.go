@@ -17,7 +17,8 @@ const maxReorder = 16
 // accessUnit is what inspect finds in the NAL units of one access unit.
 type accessUnit struct {
 	// nalus are those that go into the sample: parameter sets are in the init
-	// segment and delimiters mean nothing in MP4, all else stays as it came.
+	// segment and delimiters mean nothing in MP4, all else stays as it came. Of
+	// MJPEG it is the one picture; none: it is not readable.
 	nalus [][]byte
 	key   bool
 	// changed: the access unit brought parameter sets that differ from the ones in use.
@@ -35,6 +36,9 @@ type params struct {
 
 // complete reports whether an init segment can be built.
 func (p *params) complete() bool {
+	if p.Codec == "mjpeg" {
+		return p.Width > 0
+	}
 	return len(p.SPS) > 0 && len(p.PPS) > 0 && (p.Codec != "h265" || len(p.VPS) > 0)
 }
 
@@ -68,6 +72,9 @@ func setID(set []byte, at int) (id uint32, ok bool) {
 
 // inspect sorts the NAL units of an access unit.
 func (p *params) inspect(au [][]byte) accessUnit {
+	if p.Codec == "mjpeg" {
+		return p.inspectJPEG(au)
+	}
 	out := accessUnit{nalus: make([][]byte, 0, len(au))}
 	for _, u := range au {
 		if len(u) < 2 {
@@ -169,7 +176,10 @@ func recoversAtOnce(u []byte) bool {
 
 // readDepth learns the reordering depth from the SPS where it says so.
 func (p *params) readDepth() {
-	p.depth, p.known = 0, false
+	p.depth, p.known = 0, p.Codec == "mjpeg"
+	if p.known {
+		return
+	}
 	if p.Codec == "h265" {
 		var sps h265.SPS
 		if sps.Unmarshal(p.SPS) == nil && len(sps.MaxNumReorderPics) > 0 {
@@ -192,8 +202,8 @@ func (p *params) readDepth() {
 
 // newParams takes the parameter sets of the SDP; any may be missing.
 func newParams(v cmaf.VideoParams) (*params, error) {
-	if v.Codec != "h264" && v.Codec != "h265" {
-		return nil, fmt.Errorf("video codec %q cannot be recorded; use H264 or H265", v.Codec)
+	if v.Codec != "h264" && v.Codec != "h265" && v.Codec != "mjpeg" {
+		return nil, fmt.Errorf("video codec %q cannot be recorded; use H264, H265 or MJPEG", v.Codec)
 	}
 	p := &params{VideoParams: v}
 	p.readDepth()

@@ -29,13 +29,14 @@ func (u *Unit) cost() int64 {
 	return n
 }
 
-// GOP is a keyframe and all that came up to the next one.
-type GOP struct {
+// GOP is a keyframe and all that came up to the next one. S is what a session's
+// sound is described with: the ring only hands it on.
+type GOP[S any] struct {
 	// Session counts the sessions of the camera: times of different ones have
 	// nothing to do with each other.
 	Session int
-	Video   cmaf.VideoParams  // in force at the keyframe
-	Audio   *cmaf.AudioParams // nil: the session has no sound
+	Video   cmaf.VideoParams // in force at the keyframe
+	Audio   *S               // nil: the session has no sound
 	Units   []Unit
 
 	bytes  int64
@@ -44,15 +45,15 @@ type GOP struct {
 
 // Ring holds the newest GOPs of one stream. Make it with New. It is not safe for
 // concurrent use, and starts nothing.
-type Ring struct {
+type Ring[S any] struct {
 	length  time.Duration
 	reserve func(n int64) bool
 
 	session int
 	open    bool // a session is
-	audio   *cmaf.AudioParams
+	audio   *S
 	growing bool // the newest GOP takes what comes
-	gops    []*GOP
+	gops    []*GOP[S]
 	short   bool // something was given up for want of memory since the last Take
 }
 
@@ -60,22 +61,22 @@ type Ring struct {
 // memory. reserve is asked for n bytes before they are kept, and told of bytes
 // that are free again by n < 0. When it says no, the oldest GOPs give way, then
 // the newest: what has lost its keyframe is of no use.
-func New(length time.Duration, reserve func(n int64) bool) *Ring {
-	return &Ring{length: length, reserve: reserve}
+func New[S any](length time.Duration, reserve func(n int64) bool) *Ring[S] {
+	return &Ring[S]{length: length, reserve: reserve}
 }
 
 // Open begins a session of the camera. What is held of the one before stays
 // until it is too old.
-func (r *Ring) Open(a *cmaf.AudioParams) {
+func (r *Ring[S]) Open(a *S) {
 	r.session++
 	r.open, r.audio, r.growing = true, a, false
 }
 
 // Lost ends the session.
-func (r *Ring) Lost() { r.open, r.growing = false, false }
+func (r *Ring[S]) Lost() { r.open, r.growing = false, false }
 
 // Session is the number of the session that is open; 0 when none is.
-func (r *Ring) Session() int {
+func (r *Ring[S]) Session() int {
 	if !r.open {
 		return 0
 	}
@@ -83,21 +84,21 @@ func (r *Ring) Session() int {
 }
 
 // Key takes a picture at which a decoder can begin; p is in force there.
-func (r *Ring) Key(u Unit, p cmaf.VideoParams) {
-	r.gops = append(r.gops, &GOP{Session: r.session, Video: p, Audio: r.audio})
+func (r *Ring[S]) Key(u Unit, p cmaf.VideoParams) {
+	r.gops = append(r.gops, &GOP[S]{Session: r.session, Video: p, Audio: r.audio})
 	r.growing = true
 	r.put(u)
 	r.Trim(u.Arrival)
 }
 
 // Add takes any other picture, or sound. What comes before a keyframe is of no use.
-func (r *Ring) Add(u Unit) {
+func (r *Ring[S]) Add(u Unit) {
 	if r.growing {
 		r.put(u)
 	}
 }
 
-func (r *Ring) put(u Unit) {
+func (r *Ring[S]) put(u Unit) {
 	n := u.cost()
 	for !r.reserve(n) {
 		r.short = true
@@ -112,7 +113,7 @@ func (r *Ring) put(u Unit) {
 }
 
 // drop gives up the oldest GOP.
-func (r *Ring) drop() {
+func (r *Ring[S]) drop() {
 	r.reserve(-r.gops[0].bytes)
 	r.gops[0] = nil
 	if r.gops = r.gops[1:]; len(r.gops) == 0 {
@@ -122,10 +123,10 @@ func (r *Ring) drop() {
 
 // Trim gives up what is older than the ring is long. A camera that sends says
 // how late it is by itself, one that does not needs to be looked after.
-func (r *Ring) Trim(now time.Time) { r.trim(now.Add(-r.length)) }
+func (r *Ring[S]) Trim(now time.Time) { r.trim(now.Add(-r.length)) }
 
 // trim drops the GOPs that were over before a time.
-func (r *Ring) trim(to time.Time) {
+func (r *Ring[S]) trim(to time.Time) {
 	for len(r.gops) > 0 && r.gops[0].newest.Before(to) && (len(r.gops) > 1 || !r.growing) {
 		r.drop()
 	}
@@ -135,7 +136,7 @@ func (r *Ring) trim(to time.Time) {
 // forgets all; the memory of each is given back when feed has returned. What
 // follows up to the next keyframe is not kept: it belongs to the last of them.
 // short reports whether there may have been more with more memory.
-func (r *Ring) Take(from time.Time, feed func(*GOP)) (short bool) {
+func (r *Ring[S]) Take(from time.Time, feed func(*GOP[S])) (short bool) {
 	r.trim(from)
 	r.growing = false
 	for len(r.gops) > 0 {
@@ -147,14 +148,14 @@ func (r *Ring) Take(from time.Time, feed func(*GOP)) (short bool) {
 }
 
 // Clear forgets all.
-func (r *Ring) Clear() {
+func (r *Ring[S]) Clear() {
 	for len(r.gops) > 0 {
 		r.drop()
 	}
 }
 
 // Bytes is what is held.
-func (r *Ring) Bytes() (n int64) {
+func (r *Ring[S]) Bytes() (n int64) {
 	for _, g := range r.gops {
 		n += g.bytes
 	}

@@ -29,8 +29,8 @@ func unit(at time.Time, size int) Unit {
 
 // take lists the GOPs that are handed out, each as its session and when its
 // units came, ms since t0.
-func take(r *Ring, from time.Time) (out []string) {
-	r.Take(from, func(g *GOP) {
+func take(r *Ring[string], from time.Time) (out []string) {
+	r.Take(from, func(g *GOP[string]) {
 		s := fmt.Sprint(g.Session, ":")
 		for i := range g.Units {
 			s += fmt.Sprint(" ", g.Units[i].Arrival.Sub(t0).Milliseconds())
@@ -42,7 +42,7 @@ func take(r *Ring, from time.Time) (out []string) {
 
 func TestWholeGOPs(t *testing.T) {
 	b := &bank{most: 1 << 20}
-	r := New(2*time.Second, b.reserve)
+	r := New[string](2*time.Second, b.reserve)
 	at := func(ms int) time.Time { return t0.Add(time.Duration(ms) * time.Millisecond) }
 	r.Add(unit(at(0), 10)) // no session
 	r.Open(nil)
@@ -90,7 +90,7 @@ func TestRingRandomly(t *testing.T) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
 		b := &bank{most: []int64{300, 5_000, 1 << 30}[seed%3]}
 		const length = 3 * time.Second
-		r := New(length, b.reserve)
+		r := New[string](length, b.reserve)
 		now := t0
 		var model []gop // all since the last Take
 		grows := false
@@ -106,7 +106,7 @@ func TestRingRandomly(t *testing.T) {
 			case n == 2:
 				from := now.Add(-time.Duration(rnd.IntN(5000)) * time.Millisecond)
 				var got []gop
-				short := r.Take(from, func(g *GOP) {
+				short := r.Take(from, func(g *GOP[string]) {
 					got = append(got, gop{g.Units[0].Arrival, g.Units[len(g.Units)-1].Arrival})
 				})
 				want := slices.DeleteFunc(model, func(g gop) bool { return g.to.Before(from) || g.to.Before(now.Add(-length)) })

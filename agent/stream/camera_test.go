@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/zipato/vms/agent/spool"
+	"github.com/zipato/vms/pkg/cmaf"
 	"github.com/zipato/vms/pkg/vms"
 	"github.com/zipato/vms/pkg/vmstest"
 	"github.com/zipato/vms/pkg/vmstest/camtest"
@@ -183,5 +184,39 @@ func TestDrain(t *testing.T) {
 	cancel()
 	if err := s.Drain(ctx); !errors.Is(err, vms.ErrUnavailable) || !strings.Contains(err.Error(), "KB") {
 		t.Errorf("Drain = %v with no time, want how much is left", err)
+	}
+}
+
+// TestEverySortOfCamera: what MP4 carries as it is, and what has to become
+// something that it carries, are recorded with picture and sound.
+func TestEverySortOfCamera(t *testing.T) {
+	for _, tt := range []struct{ codec, audio, video, sound string }{
+		{"mjpeg", "pcma", "mp4v.6C", "flac"},
+		{"h264", "lpcm", "avc1", "flac"},
+		{"h265", "aac", "hvc1", "mp4a.40.2"},
+	} {
+		t.Run(tt.codec+" "+tt.audio, func(t *testing.T) {
+			cam := camtest.Start(t, camtest.Options{
+				Source: camtest.Clip(t, vmstest.ClipSpec{Codec: tt.codec, Audio: tt.audio, GOP: 12, Duration: 4800 * time.Millisecond}), Loop: true, Live: true,
+			})
+			s, sp := filming(t, cam, func(*Config) {})
+			eventually(t, sp, "chunks", func() bool { return sp.Stats().Chunks > 2 })
+			cur := sp.Live("", nil)
+			defer cur.Close()
+			item, err := cur.Next(t.Context())
+			if err != nil || item.Chunk == nil {
+				t.Fatalf("%+v, %v", item, err)
+			}
+			init, ok := sp.Init(item.Chunk.Epoch, item.Chunk.Init)
+			if !ok || len(init.Tracks) != 2 || !strings.HasPrefix(init.Tracks[0].Codec, tt.video) || init.Tracks[1].Codec != tt.sound {
+				t.Errorf("tracks %+v, want %s and %s", init.Tracks, tt.video, tt.sound)
+			}
+			if f, err := cmaf.ParseFragment(item.Chunk.Payload); err != nil || len(f.Runs) != 2 {
+				t.Errorf("the first chunk has %d tracks, %v; want both", len(f.Runs), err)
+			}
+			if st := s.Mux(); st.Unreadable > 0 || st.SoundDropped > 10 {
+				t.Errorf("%+v", st)
+			}
+		})
 	}
 }

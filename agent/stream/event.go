@@ -25,10 +25,10 @@ const (
 // camera sends stays in a ring, and from an event until it is over it is
 // recorded. Its fields stand under Stream.mu.
 type gate struct {
-	ring *preroll.Ring
+	ring *preroll.Ring[mux.Sound]
 	// The camera's session: nil, while there is none.
 	peek  *mux.Peek
-	audio *cmaf.AudioParams
+	audio *mux.Sound
 	met   bool // a picture of the session was seen while nothing happened
 
 	recording bool
@@ -102,7 +102,7 @@ func (s *Stream) replay(from time.Time) {
 	away, end, at, utc := s.away, s.lastEnd, s.lastAt, s.lastUTC
 	s.away, s.replaying = nil, true
 	session := 0
-	short := g.ring.Take(from, func(gop *preroll.GOP) {
+	short := g.ring.Take(from, func(gop *preroll.GOP[mux.Sound]) {
 		if gop.Session != session {
 			if session > 0 {
 				s.mux.Flush()
@@ -141,7 +141,7 @@ func (s *Stream) replay(from time.Time) {
 }
 
 // openMux begins a session of the muxer. s.mu is held.
-func (s *Stream) openMux(v cmaf.VideoParams, a *cmaf.AudioParams) {
+func (s *Stream) openMux(v cmaf.VideoParams, a *mux.Sound) {
 	if err := s.mux.Open(v, a); err != nil {
 		// The camera package offers only codecs that can be muxed.
 		s.cfg.Log.Error("cannot record this camera", "err", err)
@@ -165,7 +165,7 @@ func (s *Stream) pass(u preroll.Unit) (record, over bool) {
 	if g.peek == nil {
 		return false, false
 	}
-	key := g.peek.Video(u.Data)
+	key := g.peek.Video(u.Arrival, u.Data)
 	if g.recording {
 		if !key || u.Arrival.Before(g.until) {
 			return true, false
@@ -195,7 +195,7 @@ func (s *Stream) saw(arrival time.Time) {
 
 // openGate begins a session of the camera, and reports whether the muxer is to
 // begin one too. s.mu is held.
-func (s *Stream) openGate(v cmaf.VideoParams, a *cmaf.AudioParams) bool {
+func (s *Stream) openGate(v cmaf.VideoParams, a *mux.Sound) bool {
 	g := s.gate
 	if g == nil {
 		return true

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/zipato/vms/agent/camera"
+	"github.com/zipato/vms/agent/mux"
 	"github.com/zipato/vms/agent/preroll"
 	"github.com/zipato/vms/agent/spool"
 	"github.com/zipato/vms/pkg/vms"
@@ -75,28 +76,16 @@ func (m *film) roll(d time.Duration) {
 
 // wait lets d pass without a picture.
 func (m *film) wait(d time.Duration) {
-	for range int(d / tick) {
-		time.Sleep(tick)
+	for range int(d / tickEvery) {
+		time.Sleep(tickEvery)
 		m.tick()
-		if m.ticks++; m.ticks%int(report/tick) == 0 {
+		if m.ticks++; m.ticks%int(report/tickEvery) == 0 {
 			m.s.growAbsence()
 		}
 	}
 }
 
-// tick does what ticks does.
-func (m *film) tick() {
-	now := time.Now()
-	m.s.mu.Lock()
-	m.s.settle()
-	utc, _ := m.s.utc(now)
-	m.s.mux.Tick(utc)
-	over := m.s.tickGate(now)
-	m.s.mu.Unlock()
-	if over {
-		m.s.recordingChanged()
-	}
-}
+func (m *film) tick() { m.s.tick(time.Now()) }
 
 func (m *film) event() time.Time {
 	m.s.Event(nil, nil)
@@ -290,7 +279,7 @@ func TestCameraLostBeforeTheEvent(t *testing.T) {
 func TestEventWhileTheCameraIsLongAway(t *testing.T) {
 	eventFilm(t, 8<<20, func(m *film) {
 		m.s.cfg.PreRoll = 30 * time.Second
-		m.s.gate.ring = preroll.New(m.s.cfg.PreRoll, m.sp.Reserve)
+		m.s.gate.ring = preroll.New[mux.Sound](m.s.cfg.PreRoll, m.sp.Reserve)
 		m.open()
 		m.roll(10 * time.Second)
 		m.lose()
@@ -319,7 +308,7 @@ func TestEventWhileTheCameraIsLongAway(t *testing.T) {
 func TestPreRollOverAnAbsence(t *testing.T) {
 	eventFilm(t, 8<<20, func(m *film) {
 		m.s.cfg.PreRoll = 30 * time.Second
-		m.s.gate.ring = preroll.New(m.s.cfg.PreRoll, m.sp.Reserve)
+		m.s.gate.ring = preroll.New[mux.Sound](m.s.cfg.PreRoll, m.sp.Reserve)
 		m.open()
 		m.roll(10 * time.Second)
 		m.lose()

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/zipato/vms/agent/camera"
+	"github.com/zipato/vms/agent/mux"
 	"github.com/zipato/vms/agent/preroll"
 	"github.com/zipato/vms/agent/spool"
 	"github.com/zipato/vms/agent/uplink"
@@ -22,10 +23,7 @@ type sink Stream
 func (k *sink) Open(v camera.VideoFormat, a *camera.AudioFormat) {
 	s := (*Stream)(k)
 	video := cmaf.VideoParams{Codec: v.Codec, VPS: v.VPS, SPS: v.SPS, PPS: v.PPS}
-	var audio *cmaf.AudioParams
-	if a != nil {
-		audio = &cmaf.AudioParams{Config: a.Config, SampleRate: a.SampleRate, Channels: a.Channels}
-	}
+	audio := (*mux.Sound)(a)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.openGate(video, audio) {

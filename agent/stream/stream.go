@@ -27,8 +27,8 @@ import (
 )
 
 const (
-	// tick is how often waits of the muxer are looked at.
-	tick = 50 * time.Millisecond
+	// tickEvery is how often waits of the muxer are looked at.
+	tickEvery = 50 * time.Millisecond
 	// report is how often the NVR hears what is held and what is missing.
 	report = 5 * time.Second
 	// askTime is how often the NVR is asked what time it is.
@@ -99,6 +99,8 @@ type Stream struct {
 	session  *uplink.Session
 	lanes    []*uplink.Lane
 	source   *camera.Source
+	// askKeyframe is the source's; it must not block.
+	askKeyframe func()
 
 	stop    context.CancelFunc // ends the camera
 	stopped context.Context    // ends when Stop was called
@@ -163,12 +165,13 @@ func New(cfg Config) *Stream {
 		OnInit: cfg.Spool.PutInit, OnChunk: s.chunk,
 	})
 	if cfg.Mode == wire.ModeEvent && !cfg.Deliver {
-		s.gate = &gate{ring: preroll.New(min(cfg.PreRoll, maxPreRoll), cfg.Spool.Reserve)}
+		s.gate = &gate{ring: preroll.New[mux.Sound](min(cfg.PreRoll, maxPreRoll), cfg.Spool.Reserve)}
 	}
 	s.source = &camera.Source{
 		Camera: cfg.Camera, Sink: (*sink)(s), Log: cfg.Log, Known: cfg.Known, Remember: s.remember,
 		OnState: func(st camera.State) { s.change(func() { s.camState = st }) },
 	}
+	s.askKeyframe = s.source.AskKeyframe
 	s.session = &uplink.Session{
 		URL: cfg.NVRURL, SID: cfg.SID, Token: cfg.Token, Credential: cfg.Credential, Log: cfg.Log, Client: cfg.Client,
 		Hello: s.hello, OnMessage: s.message, OnState: s.sessionState,
@@ -435,26 +438,47 @@ func (s *Stream) delivered(ctx context.Context) {
 	}
 }
 
-// ticks lets the muxer's waits run out, and the camera's absence grow.
+// ticks lets the muxer's waits run out.
 func (s *Stream) ticks(ctx context.Context) error {
-	t := time.NewTicker(tick)
+	t := time.NewTicker(tickEvery)
 	defer t.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case now := <-t.C:
-			s.mu.Lock()
-			s.settle()
-			utc, _ := s.utc(now)
-			s.mux.Tick(utc)
-			over := s.tickGate(now)
-			s.mu.Unlock()
-			if over {
-				s.recordingChanged()
-			}
+			s.tick(now)
 		}
 	}
+}
+
+// tick looks at what waits: sound for pictures, an event for its end, and the
+// camera for being asked for a keyframe.
+func (s *Stream) tick(now time.Time) {
+	s.mu.Lock()
+	s.settle()
+	utc, _ := s.utc(now)
+	s.mux.Tick(utc)
+	over := s.tickGate(now)
+	ask := s.wantsKeyframe(now, utc)
+	s.mu.Unlock()
+	if over {
+		s.recordingChanged()
+	}
+	if ask {
+		s.cfg.Log.Info("no keyframe for a minute; the camera is asked for one")
+		s.askKeyframe()
+	}
+}
+
+// wantsKeyframe reports whether it is time to ask the camera for a keyframe: in
+// mode event also while nothing is recorded, because only what begins with one
+// can be kept. s.mu is held.
+func (s *Stream) wantsKeyframe(now, utc time.Time) bool {
+	if s.gate == nil {
+		return s.mux.WantsKeyframe(utc)
+	}
+	return s.gate.peek != nil && s.gate.peek.WantsKeyframe(now)
 }
 
 // report tells the NVR, over and over, what is held and what is missing.

@@ -266,8 +266,11 @@ func TestStopLetsAChunkOut(t *testing.T) {
 func TestStopOnAHalfOpenLink(t *testing.T) {
 	for name, tt := range map[string]struct {
 		items []wire.Outgoing
-		moves bool
-	}{"idle": {nil, false}, "in a chunk": {chunks(1, 1, 1<<20), false}, "moving": {chunks(1, 1, 1<<20), true}} {
+		moves string
+	}{
+		"idle": {nil, ""}, "in a chunk": {chunks(1, 1, 1<<20), ""},
+		"moving": {chunks(1, 1, 1<<20), w2}, "moving in vain": {chunks(1, 1, 1<<20), down},
+	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				release := make(chan struct{})
@@ -276,8 +279,8 @@ func TestStopOnAHalfOpenLink(t *testing.T) {
 					<-release
 				})
 				time.Sleep(time.Second)
-				if tt.moves {
-					l.as.Put(assign(2, w2, "t2"))
+				if tt.moves != "" {
+					l.as.Put(assign(2, tt.moves, "t2"))
 					time.Sleep(10 * time.Second)
 				}
 				begin := time.Now()

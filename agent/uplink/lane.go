@@ -5,10 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/zipato/vms/pkg/problem"
@@ -25,6 +26,12 @@ const (
 	unreachable = 3
 	// askAgain is how long one request for another worker stands for both lanes.
 	askAgain = 10 * time.Second
+	// spread is the time over which the lanes of a worker that is gone come to
+	// others: those of all hubs hear of it in one moment.
+	spread = 300 * time.Millisecond
+	// maxGone bounds the workers that are remembered as gone, far more than a lane
+	// has connections to.
+	maxGone = 16
 )
 
 // ErrIdle is told to OnState when a backfill lane closed because nothing is left
@@ -97,16 +104,17 @@ type Lane struct {
 	// Client dials; nil: one that gives up a link that is down soon.
 	Client *http.Client
 
-	current atomic.Pointer[laneConn] // that was started last; nil: it is over
+	mu    sync.Mutex
+	conns []*laneConn // that run, the youngest last
 
 	// Of the goroutine in Run.
-	pace      pace
-	failures  int          // dials in a row that brought no connection
-	resume    string       // ticket of the worker instance that had the stream last,
-	resumeURL string       // its URL,
-	instance  vms.Instance // and its name
-	retiring  *laneConn    // it was moved away from, and waits for its last acknowledgements
-	conns     sync.WaitGroup
+	pace     pace
+	failures int          // dials in a row that brought no connection
+	welcomed *wire.Assign // with which the lane was welcomed last; nil: never,
+	instance vms.Instance // by whom,
+	resume   string       // and the ticket to come back to it
+	retiring *laneConn    // it was moved away from, and waits for its last acknowledgements
+	running  sync.WaitGroup
 }
 
 // Assigned holds the newest assignment of a stream, for both of its lanes. The
@@ -115,9 +123,16 @@ type Assigned struct {
 	mu      sync.Mutex
 	latest  *wire.Assign
 	changed chan struct{}
-	live    int // connections of the live lane
+	lost    []goneWorker // the newest last
+	live    int          // connections of the live lane
 	asked   vms.Generation
 	askedAt time.Time
+}
+
+// goneWorker: what was opened to the worker before that generation leads nowhere.
+type goneWorker struct {
+	url    string
+	before vms.Generation
 }
 
 // NewAssigned returns one that waits for its first assignment.
@@ -127,8 +142,14 @@ func NewAssigned() *Assigned { return &Assigned{changed: make(chan struct{})} }
 func (a *Assigned) Put(as *wire.Assign) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.latest != nil && as.Generation < a.latest.Generation {
-		return
+	if a.latest != nil {
+		if as.Generation < a.latest.Generation {
+			return
+		}
+		if as.Why == wire.WhyLost && as.Generation > a.latest.Generation {
+			a.lost = append(a.lost, goneWorker{a.latest.WorkerURL, as.Generation})
+			a.lost = a.lost[max(0, len(a.lost)-maxGone):]
+		}
 	}
 	a.latest = as
 	close(a.changed)
@@ -141,6 +162,43 @@ func (a *Assigned) Latest() (*wire.Assign, <-chan struct{}) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.latest, a.changed
+}
+
+// gone reports whether the worker of as is gone since, whatever was assigned
+// after that.
+func (a *Assigned) gone(as *wire.Assign) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.ContainsFunc(a.lost, func(g goneWorker) bool { return g.url == as.WorkerURL && as.Generation < g.before })
+}
+
+// holds reports whether the worker of as is still the one to go to.
+func (a *Assigned) holds(as *wire.Assign) bool {
+	now, _ := a.Latest()
+	return now.WorkerURL == as.WorkerURL && !a.gone(as)
+}
+
+// while returns a context that ends when as does not hold any more. The function
+// must be called when it is not needed any more.
+func (a *Assigned) while(ctx context.Context, as *wire.Assign) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		defer cancel()
+		for {
+			_, changed := a.Latest()
+			if !a.holds(as) {
+				return
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-changed:
+			}
+		}
+	}()
+	return ctx, func() { cancel(); <-over }
 }
 
 // ask reports whether to ask for another worker than that of as: not when
@@ -174,11 +232,19 @@ func (e *CloseError) Error() string {
 	return fmt.Sprintf("the worker closed the lane (%s, %s): %s", e.Class, e.Code, e.Message)
 }
 
-// errBroken says why a lane lost its connection, by which assignment it had it,
-// and how long.
+var (
+	// errGone: the NVR says so.
+	errGone = errors.New("the NVR says that the worker is gone")
+	// errOvertaken: there is no need to go to that worker any more.
+	errOvertaken = errors.New("another worker was assigned meanwhile")
+)
+
+// errBroken says why a lane lost its connection or could not open one, by which
+// assignment, and how long it had it.
 type errBroken struct {
 	error
 	as   *wire.Assign
+	up   bool // there was a connection
 	held time.Duration
 }
 
@@ -188,10 +254,10 @@ func (e errBroken) Unwrap() error { return e.error }
 // the channel is revoked (vms.ErrRevoked).
 func (l *Lane) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer l.conns.Wait()
+	defer l.running.Wait()
 	defer cancel()
 	l.pace = newPace()
-	var lost *wire.Assign // whose connection was lost last
+	var lost *wire.Assign // with which it did not work, last
 	for {
 		as, changed := l.ready(ctx)
 		l.pace.wait(ctx, as != lost, changed)
@@ -199,24 +265,26 @@ func (l *Lane) Run(ctx context.Context) error {
 			return nil
 		}
 		as, _ = l.Assigned.Latest()
+		if as != lost && as.Why == wire.WhyLost {
+			if !retry.Sleep(ctx, rand.N(spread)) {
+				return nil
+			}
+			as, _ = l.Assigned.Latest()
+		}
 		err := l.runOnce(ctx, as)
 		if ctx.Err() != nil {
 			return nil
 		}
 		l.OnState(err)
-		var broken errBroken
-		if errors.As(err, &broken) {
-			as = broken.as // the lane may have moved
-		}
-		lost = as
-		wait, final := l.lost(as, err)
+		lost = err.as
+		wait, final := l.lost(err)
 		switch {
 		case final != nil:
 			return final
 		case errors.Is(err, ErrIdle):
 			l.Log.Info("the backlog is stored")
 		default:
-			l.Log.Warn("uplink lost", "lane", l.Kind, "worker", as.Worker, "err", err, "wait", wait)
+			l.Log.Warn("uplink lost", "lane", l.Kind, "worker", lost.Worker, "err", err, "wait", wait)
 		}
 	}
 }
@@ -246,30 +314,57 @@ func (l *Lane) ready(ctx context.Context) (*wire.Assign, <-chan struct{}) {
 }
 
 // runOnce has one connection, or one after the other as the NVR moves the
-// stream, until it breaks.
-func (l *Lane) runOnce(ctx context.Context, as *wire.Assign) error {
+// stream, until it breaks, or its worker is gone.
+func (l *Lane) runOnce(ctx context.Context, as *wire.Assign) *errBroken {
 	c, err := l.open(ctx, as)
 	if err != nil {
 		return err
 	}
 	l.OnState(nil)
 	l.start(ctx, c, l.cursor(c), nil)
+	var failed *errBroken // the last move that did
 	for {
-		now, changed := l.Assigned.Latest()
-		if now.WorkerURL != c.as.WorkerURL {
-			next, err := l.move(ctx, c)
-			if err != nil {
+		as, changed := l.Assigned.Latest()
+		switch {
+		case ctx.Err() != nil:
+			<-c.done
+			return c.broken()
+		case l.gone(c, as):
+			c.drop()
+			<-c.done
+			return &errBroken{errGone, c.as, true, time.Since(c.since)}
+		case c.over():
+			if c.isHanded() { // to a connection that is gone
+				l.retire(c)
+				return failed
+			}
+			<-c.done
+			return c.broken()
+		case as.WorkerURL == c.as.WorkerURL:
+			c.as = as
+			select {
+			case <-c.released:
+			case <-changed:
+			}
+		default:
+			next, err := l.move(ctx, c, as)
+			if next == nil {
 				return err
 			}
+			if err != nil {
+				failed = err
+			}
 			c = next
-			continue
-		}
-		select {
-		case <-c.done:
-			return c.broken()
-		case <-changed:
 		}
 	}
+}
+
+// gone reports whether c leads nowhere now that as is assigned: by its worker's
+// being gone, or, when the NVR speaks of the one that the lane was about to go to
+// from c, by c's silence: a line to the NVR that broke meanwhile may have hidden
+// whom it means.
+func (l *Lane) gone(c *laneConn, as *wire.Assign) bool {
+	return l.Assigned.gone(c.as) || as.Why == wire.WhyLost && as.Generation > c.as.Generation && c.quiet()
 }
 
 // cursor makes the one of c.
@@ -280,39 +375,69 @@ func (l *Lane) cursor(c *laneConn) Cursor {
 	return l.Source.Live(c.instance, c.have)
 }
 
-// Pushing names the worker instance that the lane's connection goes to; empty:
-// there is none.
+// Pushing names the worker instance that the lane's connection goes to, the
+// new one while it moves; empty: there is none.
 func (l *Lane) Pushing() vms.Instance {
-	if c := l.current.Load(); c != nil {
-		return c.instance
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range slices.Backward(l.conns) {
+		if _, speaks := c.speaks(); speaks {
+			return c.instance
+		}
 	}
 	return ""
 }
 
-// open dials the worker and is welcomed.
-func (l *Lane) open(ctx context.Context, as *wire.Assign) (*laneConn, error) {
+// tellWatched tells whether somebody looks on, at any worker that has the lane:
+// while it moves, viewers are on their way.
+func (l *Lane) tellWatched() {
+	l.mu.Lock()
+	on := slices.ContainsFunc(l.conns, func(c *laneConn) bool {
+		watched, speaks := c.speaks()
+		return watched && speaks
+	})
+	l.mu.Unlock()
+	l.OnWatched(on)
+}
+
+// open dials the worker of as and is welcomed, unless as does not hold meanwhile.
+func (l *Lane) open(ctx context.Context, as *wire.Assign) (*laneConn, *errBroken) {
+	fail := func(err error) (*laneConn, *errBroken) { return nil, &errBroken{error: err, as: as} }
 	ticket := as.Ticket
-	if l.resume != "" && l.resumeURL == as.WorkerURL {
+	if l.resume != "" && l.knows(as) {
 		ticket = l.resume
 	} else {
 		l.resume = ""
 	}
+	valid, done := l.Assigned.while(ctx, as)
+	defer done()
 	var socket net.Conn
-	conn, _, err := dial(withSocket(ctx, &socket), l.Client, as.WorkerURL, wire.PushProtocol, http.Header{"Authorization": {"Bearer " + ticket}})
+	conn, _, err := dial(withSocket(valid, &socket), l.Client, as.WorkerURL, wire.PushProtocol, http.Header{"Authorization": {"Bearer " + ticket}})
 	if err != nil {
-		return nil, fmt.Errorf("dial worker %s: %w", as.Worker, err)
+		if valid.Err() != nil {
+			return fail(errOvertaken)
+		}
+		return fail(fmt.Errorf("dial worker %s: %w", as.Worker, err))
 	}
 	conn.SetReadLimit(wire.MaxControl)
 	c := newLaneConn(l, as, conn, below(socket))
-	welcome, err := c.greet(ctx)
+	welcome, err := c.greet(valid)
 	if err != nil {
 		conn.CloseNow()
-		return nil, err
+		if valid.Err() != nil {
+			return fail(errOvertaken)
+		}
+		return fail(err)
 	}
 	l.failures = 0
-	l.resume, l.resumeURL, l.instance = welcome.ResumeTicket, as.WorkerURL, welcome.Instance
+	l.welcomed, l.resume, l.instance = as, welcome.ResumeTicket, welcome.Instance
 	c.instance, c.watched = welcome.Instance, welcome.Watched
 	return c, nil
+}
+
+// knows reports whether the worker of as is the one that welcomed the lane last.
+func (l *Lane) knows(as *wire.Assign) bool {
+	return l.welcomed != nil && l.welcomed.WorkerURL == as.WorkerURL && !l.Assigned.gone(l.welcomed)
 }
 
 // start runs c in a goroutine of its own.
@@ -321,16 +446,20 @@ func (l *Lane) start(ctx context.Context, c *laneConn, cur Cursor, instead *inst
 	c.hand, c.letGo = context.WithCancel(c.ctx)
 	c.flow = l.Governor.join(l.Kind)
 	c.cursor = cur
-	l.current.Store(c)
-	l.OnWatched(c.watched)
+	l.mu.Lock()
+	l.conns = append(l.conns, c)
+	l.mu.Unlock()
+	l.tellWatched()
 	if l.Kind == vms.LaneLive {
 		l.Assigned.liveUp(1)
 	}
-	l.conns.Go(func() {
+	l.running.Go(func() {
 		defer close(c.done)
 		defer c.stop()
 		c.err = c.run(instead)
-		l.current.CompareAndSwap(c, nil)
+		l.mu.Lock()
+		l.conns = slices.DeleteFunc(l.conns, func(o *laneConn) bool { return o == c })
+		l.mu.Unlock()
 		c.flow.leave()
 		if l.Kind == vms.LaneLive {
 			l.Assigned.liveUp(-1)
@@ -338,18 +467,19 @@ func (l *Lane) start(ctx context.Context, c *laneConn, cur Cursor, instead *inst
 	})
 }
 
-// lost decides what follows from err, which ended a connection or kept it from
-// being made, and returns how long to wait before the next; or an error when
-// coming back is of no use.
-func (l *Lane) lost(as *wire.Assign, err error) (time.Duration, error) {
-	var broken errBroken
-	if !errors.As(err, &broken) {
+// lost decides what follows from err, and returns how long to wait before the
+// next connection; or an error when coming back is of no use.
+func (l *Lane) lost(err *errBroken) (time.Duration, error) {
+	overtaken := errors.Is(err, errOvertaken)
+	if !err.up && !overtaken {
 		l.failures++
 	}
 	var closed *CloseError
 	var least time.Duration
 	most := l.pace.b.Max
 	switch errors.As(err, &closed); {
+	case err.up && (overtaken || errors.Is(err, errGone)):
+		return l.pace.space(err.held), nil
 	case closed != nil && closed.Class == wire.ClassStop:
 		return 0, fmt.Errorf("%w: %s", vms.ErrRevoked, closed.Message)
 	case problem.TypeOf(err) == wire.ProblemRevoked:
@@ -359,11 +489,13 @@ func (l *Lane) lost(as *wire.Assign, err error) (time.Duration, error) {
 		l.Source.Skip(closed.Epoch, closed.Seq)
 		most = time.Second
 	case closed != nil && closed.Class == wire.ClassReassign:
-		l.want(as, closed.Code)
+		l.want(err.as, closed.Code)
+	case problem.TypeOf(err) == wire.ProblemBusy:
+		l.want(err.as, "busy")
 	case l.ticketRefused(err):
-		l.want(as, "ticket refused")
+		l.want(err.as, "ticket refused")
 	case l.failures >= unreachable:
-		l.want(as, "unreachable")
+		l.want(err.as, "unreachable")
 		l.failures = 0
 	}
 	if closed != nil {
@@ -372,15 +504,20 @@ func (l *Lane) lost(as *wire.Assign, err error) (time.Duration, error) {
 	if p := (*problem.Problem)(nil); errors.As(err, &p) {
 		least = p.RetryAfter
 	}
-	return l.pace.lost(broken.held, linkDown(err, broken.held) && !errors.Is(err, ErrIdle), least, most), nil
+	return l.pace.lost(err.held, linkDown(err, err.held) && !errors.Is(err, ErrIdle), least, most), nil
 }
 
+// want asks for another worker than that of as.
 func (l *Lane) want(as *wire.Assign, why string) {
 	l.resume = ""
 	if !l.Assigned.ask(as) {
 		return
 	}
-	l.WantWorker(wire.WantWorker{Instance: l.instance, Why: why})
+	var instance vms.Instance // of one that it never got to it does not know it
+	if l.knows(as) {
+		instance = l.instance
+	}
+	l.WantWorker(wire.WantWorker{Instance: instance, Why: why})
 	l.Log.Info("asked the NVR for a worker", "lane", l.Kind, "worker", as.Worker, "why", why)
 }
 
@@ -424,9 +561,7 @@ func newPace() pace {
 // lost notes that a connection ended that had held for so long, 0 when there was
 // none, and returns the wait before the next. link: see linkDown.
 func (p *pace) lost(held time.Duration, link bool, least, most time.Duration) time.Duration {
-	if held >= steady {
-		p.hurried = false
-	}
+	p.earn(held)
 	b := &p.b
 	if link {
 		b = &p.link
@@ -434,6 +569,24 @@ func (p *pace) lost(held time.Duration, link bool, least, most time.Duration) ti
 	wait := max(min(b.Next(held), most), least)
 	p.next = time.Now().Add(wait)
 	return wait
+}
+
+// space notes that the lane is told to leave a connection that has held for so
+// long, and returns the wait before the next: however often the NVR changes its
+// mind, what it asks for is spaced like dials, from one connection's beginning to
+// the next one's.
+func (p *pace) space(held time.Duration) time.Duration {
+	p.earn(held)
+	wait := max(p.b.Next(held)-held, 0)
+	p.next = time.Now().Add(wait)
+	return wait
+}
+
+// earn starts over when a connection was good.
+func (p *pace) earn(held time.Duration) {
+	if held >= steady {
+		*p = newPace()
+	}
 }
 
 // wait waits until the lane may dial again. fresh: there is an assignment that

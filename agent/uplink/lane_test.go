@@ -22,19 +22,22 @@ type laneTest struct {
 	as          *Assigned
 	got, states log
 	lane        *Lane
-	requests    int
 
-	hostMu  sync.Mutex
-	hosts   map[string]*log
-	workers []*worker
+	hostMu   sync.Mutex
+	requests int
+	hosts    map[string]*log
+	workers  []*worker
 }
 
 func newLaneTest(t *testing.T, items []wire.Outgoing, on func(l *laneTest, n int, w http.ResponseWriter, r *http.Request), setup ...func(*laneTest)) (l *laneTest, stop func() error, ended <-chan struct{}) {
 	l = &laneTest{src: newSource(items...), as: NewAssigned()}
 	client, stopServer := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		l.hostMu.Lock()
 		l.requests++
+		n := l.requests
+		l.hostMu.Unlock()
 		l.got.add("ticket %s", strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "))
-		on(l, l.requests, w, r)
+		on(l, n, w, r)
 	})
 	l.lane = lane(t, client, l.src, l.as, &l.states)
 	for _, f := range setup {

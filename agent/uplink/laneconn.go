@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -30,6 +31,10 @@ var (
 	errMoved = errors.New("moved to another worker")
 )
 
+// quiet is how long a worker that is there never says nothing: it acknowledges
+// every 5 s.
+const quiet = 6 * time.Second
+
 // laneConn is one connection of a lane.
 type laneConn struct {
 	lane *Lane
@@ -40,11 +45,12 @@ type laneConn struct {
 	socket net.Conn
 	raw    syscall.RawConn
 
-	instance vms.Instance // of the welcome, as are the next three
+	instance vms.Instance // of the welcome, as are the next two
 	have     []vms.ChunkRange
-	watched  bool
 	maxChunk int64
 	since    time.Time
+	heard    atomic.Int64 // when the worker said something last, in ns since since
+	spaced   bool         // of the lane's goroutine: its end was taken into account for the next dial
 	// patience is how long the durable mark may stand still.
 	patience time.Duration
 	inits    map[initKey]bool // sent on this connection
@@ -62,7 +68,8 @@ type laneConn struct {
 	mu        sync.Mutex
 	cursor    Cursor       // nil when closed
 	handed    bool         // the cursor was handed over and is at its end
-	retired   bool         // another connection speaks for the lane
+	retired   bool         // it does not speak for the lane any more
+	watched   bool         // somebody looks on, as the worker said last
 	credit    int64        // absolute, as granted
 	sent      int64        // bytes of binary messages
 	moved     time.Time    // when the durable mark moved last, or nothing was outstanding
@@ -177,6 +184,41 @@ func (c *laneConn) farewell() {
 	c.conn.Close(websocket.StatusNormalClosure, "the agent is done")
 }
 
+// drop ends c at once. Nothing goes out any more, not even what the kernel has:
+// it would be in the way of the next connection.
+func (c *laneConn) drop() {
+	if c.socket != nil {
+		if s, ok := c.socket.(interface{ SetLinger(seconds int) error }); ok {
+			_ = s.SetLinger(0) // where that fails the rest goes out
+		}
+		c.socket.Close()
+	}
+	c.stop()
+}
+
+// over reports whether c brings nothing any more.
+func (c *laneConn) over() bool {
+	select {
+	case <-c.released:
+		return true
+	default:
+		return false
+	}
+}
+
+// isHanded reports whether c is at its end because another connection goes on.
+func (c *laneConn) isHanded() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.handed
+}
+
+// quiet reports whether the worker has said nothing for longer than one does that
+// is there.
+func (c *laneConn) quiet() bool {
+	return time.Since(c.since)-time.Duration(c.heard.Load()) > quiet
+}
+
 // settle waits until all that was sent is durable, for a while.
 func (c *laneConn) settle(ctx context.Context) {
 	t := time.NewTimer(settleTime)
@@ -230,8 +272,18 @@ func (c *laneConn) retire() {
 	c.retired = true
 }
 
-// broken is why c is over.
-func (c *laneConn) broken() error { return errBroken{c.err, c.as, time.Since(c.since)} }
+// speaks reports whether c speaks for the lane, and whether its worker says that
+// somebody looks on.
+func (c *laneConn) speaks() (watched, speaks bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.watched, !c.retired
+}
+
+// broken is why c is over, which it is.
+func (c *laneConn) broken() *errBroken {
+	return &errBroken{c.err, c.as, true, time.Since(c.since)}
+}
 
 func (c *laneConn) write(ctx context.Context, m wire.PushMessage) error {
 	data, err := wire.EncodePush(m)
@@ -259,6 +311,7 @@ func (c *laneConn) read(ctx context.Context) (wire.PushMessage, error) {
 	if typ != websocket.MessageText {
 		return nil, fmt.Errorf("the worker sent a binary message")
 	}
+	c.heard.Store(int64(time.Since(c.since)))
 	m, err := wire.DecodePush(data)
 	if err != nil {
 		return nil, fmt.Errorf("message of the worker: %w", err)
@@ -309,14 +362,12 @@ func (c *laneConn) ack(m *wire.Ack) error {
 	if c.cursor != nil && len(chunks) > 0 {
 		c.cursor.Received(chunks)
 	}
-	retired := c.retired
+	c.watched = m.Watched
 	c.mu.Unlock()
 	if !end.IsZero() && c.lane.OnReceived != nil {
 		c.lane.OnReceived(end)
 	}
-	if !retired {
-		c.lane.OnWatched(m.Watched)
-	}
+	c.lane.tellWatched()
 	if stuck {
 		return &CloseError{wire.ErrorMessage{Class: wire.ClassReassign, Code: "stalled",
 			Message: fmt.Sprintf("nothing became durable for %v", c.patience)}}

@@ -75,9 +75,9 @@ func TestWhatIsADownLink(t *testing.T) {
 		want bool
 	}{
 		"not reached":             {errLink{errors.New("dial")}, 0, true},
-		"broke after a while":     {errBroken{errors.New("reset"), nil, time.Minute}, time.Minute, true},
-		"broke at once":           {errBroken{errors.New("reset"), nil, 0}, 0, false},
-		"closed with a reason":    {errBroken{closed, nil, time.Minute}, time.Minute, false},
+		"broke after a while":     {&errBroken{errors.New("reset"), nil, true, time.Minute}, time.Minute, true},
+		"broke at once":           {&errBroken{errors.New("reset"), nil, true, 0}, 0, false},
+		"closed with a reason":    {&errBroken{closed, nil, true, time.Minute}, time.Minute, false},
 		"refused":                 {closed, 0, false},
 		"revoked":                 {Refused{&problem.Problem{Type: wire.ProblemRevoked}}, time.Minute, false},
 		"an answer of a stranger": {vms.ErrUnavailable, 0, false},

@@ -56,6 +56,7 @@ func movingTest(t *testing.T, items []wire.Outgoing, kind vms.Lane, durable map[
 		}
 		m := welcome()
 		m.ResumeTicket = "resume"
+		m.Instance = vms.Instance("inst_" + name)
 		c.send(m)
 		l.hostMu.Lock()
 		l.workers = append(l.workers, c)
@@ -213,7 +214,8 @@ func TestMoveToADeadWorker(t *testing.T) {
 	})
 }
 
-// TestMoveWhoseNewWorkerBreaks: the lane is down, and comes back.
+// TestMoveWhoseNewWorkerBreaks: the old one has the lane still, and the new one is
+// tried again.
 func TestMoveWhoseNewWorkerBreaks(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		l, stop := movingTest(t, chunks(1, 1, 10), vms.LaneLive, nil)
@@ -231,6 +233,9 @@ func TestMoveWhoseNewWorkerBreaks(t *testing.T) {
 		}
 		if n := l.src.count("closed twice: live"); n != 0 {
 			t.Errorf("source was told %q", l.src.all())
+		}
+		if got := l.states.all(); !slices.Equal(got, []string{"up"}) {
+			t.Errorf("states %q: the lane was never down", got)
 		}
 	})
 }
@@ -277,6 +282,12 @@ func TestReassigningIsNoStorm(t *testing.T) {
 		"taken": func(t *testing.T, l *laneTest, w http.ResponseWriter, r *http.Request) {
 			l.greet(t, w, r, welcome()).takeAll()
 		},
+		"taken and gone": func(t *testing.T, l *laneTest, w http.ResponseWriter, r *http.Request) {
+			l.greet(t, w, r, welcome()).takeAll()
+		},
+		"busy": func(_ *testing.T, _ *laneTest, w http.ResponseWriter, _ *http.Request) {
+			refuse(w, 503, wire.ProblemBusy, 2*time.Second)
+		},
 	} {
 		for _, kind := range []vms.Lane{vms.LaneLive, vms.LaneBackfill} {
 			t.Run(name+" "+string(kind), func(t *testing.T) {
@@ -284,7 +295,11 @@ func TestReassigningIsNoStorm(t *testing.T) {
 					generation := vms.Generation(1)
 					reassign := func(l *laneTest) {
 						generation++
-						l.as.Put(assign(generation, []string{w1, w2}[generation%2], "t"))
+						as := assign(generation, []string{w1, w2}[generation%2], "t")
+						if name == "taken and gone" {
+							as.Why = wire.WhyLost
+						}
+						l.as.Put(as)
 					}
 					l, stop, _ := newLaneTest(t, nil, func(l *laneTest, _ int, w http.ResponseWriter, r *http.Request) { on(t, l, w, r) }, func(l *laneTest) {
 						l.lane.Kind = kind
@@ -293,7 +308,7 @@ func TestReassigningIsNoStorm(t *testing.T) {
 					})
 					for range 3600 { // of its own accord the NVR does it every second
 						time.Sleep(time.Second)
-						if name == "taken" {
+						if name == "taken" || name == "taken and gone" {
 							reassign(l)
 						}
 					}

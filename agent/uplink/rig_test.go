@@ -189,6 +189,7 @@ type cursor struct {
 	closed bool
 	// A successor begins at the first chunk with FlagFirst from so many items on.
 	after int
+	pred  *cursor
 }
 
 func (s *source) cursor(name string, list *[]wire.Outgoing, have []vms.ChunkRange) *cursor {
@@ -289,7 +290,13 @@ func (c *cursor) Behind() (int64, time.Duration) {
 
 func (c *cursor) HandOver(_ vms.Instance, have []vms.ChunkRange) Cursor {
 	succ := c.s.cursor("successor", c.list, have)
-	c.s.put(func() { c.end, succ.after = len(*c.list), len(*c.list) })
+	c.s.put(func() {
+		if c.end >= 0 && first(*c.list, c.end) >= 0 { // to another, which is gone
+			succ.i = first(*c.list, c.end)
+			return
+		}
+		c.end, succ.after, succ.pred = len(*c.list), len(*c.list), c
+	})
 	return succ
 }
 
@@ -304,6 +311,9 @@ func (c *cursor) Received(ranges []vms.ChunkRange) {
 func (c *cursor) Close() {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
+	if c.after >= 0 && first(*c.list, c.after) < 0 {
+		c.pred.end = -1 // it goes on
+	}
 	if c.closed {
 		c.s.add("closed twice: %s", c.name)
 	}

@@ -37,14 +37,14 @@ func muxClip(t *testing.T, path string, cfg mux.Config) muxed {
 	cfg.OnInit = func(i vms.Init) { out.inits[i.ID] = i }
 	cfg.OnChunk = func(c vms.Chunk) { out.chunks = append(out.chunks, c) }
 	m := mux.New(cfg)
-	var sound *cmaf.AudioParams
+	var sound *mux.Sound
 	rate := int64(1)
 	if c := clip.AudioConfig; c != nil {
 		config, err := c.Marshal()
 		if err != nil {
 			t.Fatal(err)
 		}
-		sound = &cmaf.AudioParams{Config: config, SampleRate: c.SampleRate, Channels: int(c.ChannelConfig)}
+		sound = &mux.Sound{Codec: "aac", Config: config, SampleRate: c.SampleRate, Channels: int(c.ChannelConfig)}
 		rate = int64(c.SampleRate)
 	}
 	if err := m.Open(cmaf.VideoParams{Codec: clip.Codec}, sound); err != nil {

@@ -47,10 +47,11 @@ var rules = []rule{
 	{pkg: "pkg/token", may: of("pkg/vms"), tests: helpers},
 	{pkg: "pkg/week", may: of("pkg/vms"), tests: helpers},
 	{pkg: "pkg/seal", may: of("pkg/vms"), tests: helpers},
+	{pkg: "pkg/flac", tests: helpers},
 
 	// Level 2: mechanisms.
 	{pkg: "agent/camera", may: formats, tests: helpers},
-	{pkg: "agent/mux", may: formats, tests: helpers},
+	{pkg: "agent/mux", may: join(formats, of("pkg/flac")), tests: helpers},
 	{pkg: "agent/hubclock", may: formats, tests: helpers},
 	{pkg: "agent/disk", may: formats, tests: helpers}, // below those that keep files: what a power cut leaves of them
 	{pkg: "agent/spool", may: join(formats, of("agent/disk")), tests: helpers},
@@ -125,20 +126,20 @@ var homes = []struct {
 	tests []string
 	why   string
 }{
-	{lib: "github.com/bluenviron/gortsplib/v5", in: of("agent/camera", "cloud/proxy", "pkg/vmstest/camtest"), why: "RTSP"},
+	{lib: "github.com/bluenviron/gortsplib/v5", in: of("agent/camera", "cloud/proxy", "cloud/worker/mirror", "pkg/vmstest/camtest"), why: "RTSP"},
 	{
 		lib: "github.com/bluenviron/mediacommon/v2",
-		in:  of("pkg/cmaf", "agent/camera", "agent/mux", "pkg/vmstest/...", "scripts/demo-camera"),
+		in:  of("pkg/cmaf", "agent/camera", "agent/mux", "cloud/worker/mirror", "pkg/vmstest/...", "scripts/demo-camera"),
 		// Whoever moves media reads it back with the library, as a second opinion.
 		tests: of("cloud/worker/...", "cloud/e2e/..."),
 		why:   "codecs and MP4 boxes",
 	},
 	{lib: "github.com/asticode/go-astits", in: of("pkg/vmstest/camtest"), why: "MPEG-TS clips that a test camera plays"},
-	{lib: "github.com/pion/rtp", in: of("agent/camera", "cloud/proxy", "pkg/vmstest/camtest"), why: "gortsplib hands out its packets"},
+	{lib: "github.com/pion/rtp", in: of("agent/camera", "cloud/proxy", "cloud/worker/mirror", "pkg/vmstest/camtest"), why: "gortsplib hands out its packets"},
 	{lib: "github.com/pion/rtcp", in: of("agent/camera", "cloud/proxy", "pkg/vmstest/camtest"), why: "gortsplib hands out its packets"},
 	{
 		lib: "github.com/coder/websocket", why: "the uplink",
-		in:    of("agent/uplink", "cloud/session", "cloud/worker/..."),
+		in:    of("agent/uplink", "cloud/session", "cloud/nvrlink", "cloud/worker/..."),
 		tests: of("agent/...", "cloud/...", "pkg/vmstest/...", "scripts/..."),
 	},
 	{lib: "go.etcd.io/bbolt", in: of("agent/disk", "agent/spool", "agent/state"), why: "transactions on flash that survive a power cut"},
@@ -171,6 +172,7 @@ var hubForbids = []string{
 	"github.com/nats-io/...",          // brokers: a hub is a client
 	"database/sql", "modernc.org/...", // no SQL on a hub
 	"github.com/pion/webrtc/...", "github.com/danielgtaylor/...",
+	"github.com/abema/...", "github.com/bluenviron/mediacommon/v2/pkg/formats/...", // MP4 libraries: 0.4 MB for what pkg/cmaf writes itself
 	"html/template", "text/template", // keep every method of every type alive in the binary
 	"net/http/pprof", "testing", "expvar",
 	module + "/cloud/...", module + "/pkg/vmstest/...",

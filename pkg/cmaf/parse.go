@@ -37,7 +37,14 @@ type RunInfo struct {
 	Bytes int64
 	// tfdt is the offset of baseMediaDecodeTime in the moof, and its width.
 	tfdt, tfdtWidth int
+	// trun is the offset of the run's version and flags in the moof; def is what
+	// the tfhd says of samples of which the run does not.
+	trun int
+	def  sampleDefaults
 }
+
+// sampleDefaults are fields of a tfhd (ISO/IEC 14496-12, 8.8.7).
+type sampleDefaults struct{ duration, size, flags uint32 }
 
 // Fragment is a parsed moof + mdat.
 type Fragment struct {
@@ -129,7 +136,29 @@ func nextBox(b []byte) (name string, body, rest []byte, err error) {
 	if size < 8 || size > int64(len(b)) {
 		return "", nil, nil, invalid("box %q of %d bytes in %d", b[4:8], size, len(b))
 	}
-	return string(b[4:8]), b[8:size], b[size:], nil
+	return boxName(b[4:8]), b[8:size], b[size:], nil
+}
+
+// boxName is string(b), without an allocation for what every fragment is made of:
+// a worker reads some of each chunk.
+func boxName(b []byte) string {
+	switch string(b) {
+	case "moof":
+		return "moof"
+	case "mfhd":
+		return "mfhd"
+	case "traf":
+		return "traf"
+	case "tfhd":
+		return "tfhd"
+	case "tfdt":
+		return "tfdt"
+	case "trun":
+		return "trun"
+	case "mdat":
+		return "mdat"
+	}
+	return string(b)
 }
 
 var errTraf = invalid("a traf needs one tfhd, one tfdt and one trun, in this order")
@@ -138,7 +167,6 @@ var errTraf = invalid("a traf needs one tfhd, one tfdt and one trun, in this ord
 func parseTraf(body []byte, at, mdatStart, mdatLen int) (RunInfo, error) {
 	var r RunInfo
 	var haveTrack, haveBase, haveRun bool
-	var defDuration, defSize, defFlags uint32
 	for len(body) > 0 {
 		name, in, next, err := nextBox(body)
 		if err != nil {
@@ -164,13 +192,13 @@ func parseTraf(body []byte, at, mdatStart, mdatLen int) (RunInfo, error) {
 				c.u32()
 			}
 			if flags&0x000008 != 0 {
-				defDuration = c.u32()
+				r.def.duration = c.u32()
 			}
 			if flags&0x000010 != 0 {
-				defSize = c.u32()
+				r.def.size = c.u32()
 			}
 			if flags&tfhdDefaultFlags != 0 {
-				defFlags = c.u32()
+				r.def.flags = c.u32()
 			}
 		case "tfdt":
 			if !haveTrack || haveBase {
@@ -191,7 +219,8 @@ func parseTraf(body []byte, at, mdatStart, mdatLen int) (RunInfo, error) {
 				return r, errTraf
 			}
 			haveRun = true
-			if err := r.parseTrun(&c, defDuration, defSize, defFlags, mdatStart, mdatLen); err != nil {
+			r.trun = at + 8
+			if err := r.parseTrun(&c, mdatStart, mdatLen); err != nil {
 				return r, err
 			}
 		}
@@ -207,60 +236,86 @@ func parseTraf(body []byte, at, mdatStart, mdatLen int) (RunInfo, error) {
 	return r, nil
 }
 
-func (r *RunInfo) parseTrun(c *cursor, defDuration, defSize, defFlags uint32, mdatStart, mdatLen int) error {
-	flags := c.u32() & 0xffffff
-	n := c.u32()
-	if n == 0 || n > maxSamples {
-		return invalid("trun of %d samples, want 1 to %d", n, maxSamples)
-	}
-	offset := int64(mdatStart)
-	if flags&trunDataOffset != 0 {
-		offset = int64(int32(c.u32()))
-	}
-	first := defFlags
-	if flags&trunFirstSampleFlags != 0 {
-		first = c.u32()
+func (r *RunInfo) parseTrun(c *cursor, mdatStart, mdatLen int) error {
+	t := openTrun(c, r.def, mdatStart)
+	if t.n == 0 || t.n > maxSamples {
+		return invalid("trun of %d samples, want 1 to %d", t.n, maxSamples)
 	}
 	if r.Base > math.MaxInt64/2 {
 		return invalid("decode time %d is out of range", r.Base)
 	}
-	r.Samples = int(n)
+	r.Samples = int(t.n)
 	dts := int64(r.Base)
 	r.MinPTS, r.MaxPTS = math.MaxInt64, math.MinInt64
-	for i := range n {
-		duration, size, sf, cts := defDuration, defSize, defFlags, int32(0)
-		if i == 0 {
-			sf = first
-		}
-		if flags&trunDuration != 0 {
-			duration = c.u32()
-		}
-		if flags&trunSize != 0 {
-			size = c.u32()
-		}
-		if flags&trunFlags != 0 {
-			sf = c.u32()
-		}
-		if flags&trunCTS != 0 {
-			cts = int32(c.u32())
-		}
+	for i := range t.n {
+		s := t.next(c, i)
 		if c.short {
 			return invalid("trun is cut short")
 		}
 		if i == 0 {
-			r.Sync = sf&0x00010000 == 0
+			r.Sync = s.sync()
 		}
-		pts := dts + int64(cts)
+		pts := dts + int64(s.cts)
 		r.MinPTS = min(r.MinPTS, pts)
-		r.MaxPTS = max(r.MaxPTS, pts+int64(duration))
-		dts += int64(duration)
-		r.Bytes += int64(size)
+		r.MaxPTS = max(r.MaxPTS, pts+int64(s.duration))
+		dts += int64(s.duration)
+		r.Bytes += int64(s.size)
 	}
 	r.Duration = uint64(dts) - r.Base
-	if offset < int64(mdatStart) || offset+r.Bytes > int64(mdatStart+mdatLen) {
+	if t.offset < int64(mdatStart) || t.offset+r.Bytes > int64(mdatStart+mdatLen) {
 		return invalid("samples of track %d lie outside the mdat", r.Track)
 	}
 	return nil
+}
+
+// trun is the head of a trun box (ISO/IEC 14496-12, 8.8.8).
+type trun struct {
+	flags, n uint32
+	offset   int64 // of the first sample's bytes in the fragment
+	def      sampleDefaults
+	first    uint32 // flags of the first sample
+}
+
+// trunSample is one sample of a run, as it is written.
+type trunSample struct {
+	duration, size, flags uint32
+	cts                   int32
+}
+
+func (s trunSample) sync() bool { return s.flags&0x00010000 == 0 }
+
+// openTrun reads the head of a trun; without an offset the samples begin where
+// the mdat's body does.
+func openTrun(c *cursor, def sampleDefaults, mdatStart int) trun {
+	t := trun{flags: c.u32() & 0xffffff, n: c.u32(), offset: int64(mdatStart), def: def, first: def.flags}
+	if t.flags&trunDataOffset != 0 {
+		t.offset = int64(int32(c.u32()))
+	}
+	if t.flags&trunFirstSampleFlags != 0 {
+		t.first = c.u32()
+	}
+	return t
+}
+
+// next reads the sample of number i.
+func (t *trun) next(c *cursor, i uint32) trunSample {
+	s := trunSample{duration: t.def.duration, size: t.def.size, flags: t.def.flags}
+	if i == 0 {
+		s.flags = t.first
+	}
+	if t.flags&trunDuration != 0 {
+		s.duration = c.u32()
+	}
+	if t.flags&trunSize != 0 {
+		s.size = c.u32()
+	}
+	if t.flags&trunFlags != 0 {
+		s.flags = c.u32()
+	}
+	if t.flags&trunCTS != 0 {
+		s.cts = int32(c.u32())
+	}
+	return s
 }
 
 // cursor reads big-endian numbers and remembers whether the bytes were enough.

@@ -5,8 +5,8 @@ import (
 	"fmt"
 )
 
-// Subsegment is what one reference of a segment index covers: a run of
-// fragments that begins at a keyframe.
+// Subsegment is what one reference of a segment index covers: one fragment, or a
+// run of them.
 type Subsegment struct {
 	Bytes    int64
 	Duration uint64 // ticks

@@ -17,12 +17,3 @@ type StreamEvent struct {
 	// Cause says why a stream ended: a word of the protocol or of the agent.
 	Cause string
 }
-
-// WorkerInfo is how a worker presents itself to the NVR.
-type WorkerInfo struct {
-	ID       WorkerID
-	Instance Instance
-	// PushURL is where agents push (ws:// or wss://); LiveURL where browsers watch.
-	PushURL string
-	LiveURL string
-}

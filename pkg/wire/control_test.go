@@ -477,6 +477,16 @@ func TestFullMessagesFit(t *testing.T) {
 	}
 }
 
+// TestInitTakesCodecs: every codec that PROTOCOL.md lists.
+func TestInitTakesCodecs(t *testing.T) {
+	for _, codec := range []string{"avc1.64001f", "hvc1.4.10.L30.9D.08", "hvc1.A31.FFFFFFFF.H255.FF.FF.FF.FF.FF.FF", "mp4v.6C", "mp4a.40.29", "flac"} {
+		m := edit(goldenPush()["init"].(*InitMessage), func(m *InitMessage) { m.Tracks[0].Codec = codec })
+		if _, err := EncodePush(m); err != nil {
+			t.Errorf("%s: %v", codec, err)
+		}
+	}
+}
+
 // TestEncodeRefusesWhatIsTooLong: good fields, but more of them than a message
 // holds. Whoever adds to a document can tell this from a mistake.
 func TestEncodeRefusesWhatIsTooLong(t *testing.T) {

@@ -63,7 +63,7 @@ type Assign struct {
 	// Ticket opens both lanes at that worker for that channel until TicketExpires.
 	Ticket        string    `json:"ticket"`
 	TicketExpires time.Time `json:"ticket_expires"`
-	// Why is a word for logs: "start", "drain", "rebalance", "requested".
+	// Why is one of the Why words, or another one of a newer NVR. WhyLost is obeyed, the others are for logs.
 	Why     string         `json:"why"`
 	Segment SegmentOptions `json:"segment"`
 	// RetentionSeconds is how long the cloud keeps recordings; 0: without end.
@@ -73,6 +73,16 @@ type Assign struct {
 	// Durable are those of SessionHello.Holding that are in S3 already.
 	Durable []vms.ChunkRange `json:"durable,omitempty"`
 }
+
+// Why words of Assign.
+const (
+	WhyStart     = "start"     // of a session that had no worker
+	WhyRenew     = "renew"     // the same worker and generation, a new ticket
+	WhyRequested = "requested" // the answer to WantWorker
+	WhyDrain     = "drain"     // the worker is going away
+	WhyRebalance = "rebalance" // another worker has more room, or is nearer
+	WhyLost      = "lost"      // the worker is gone: there is nobody to hand over from
+)
 
 // SegmentOptions are obeyed from the next recording on.
 type SegmentOptions struct {

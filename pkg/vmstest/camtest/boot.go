@@ -31,6 +31,7 @@ type boot struct {
 	mu      sync.Mutex
 	conns   map[*gortsplib.ServerConn]bool
 	waiting map[*gortsplib.ServerConn]*player // until the answer to PLAY is on its way
+	playing map[*player]bool
 }
 
 var (
@@ -42,6 +43,7 @@ var (
 	_ gortsplib.ServerHandlerOnDescribe         = (*boot)(nil)
 	_ gortsplib.ServerHandlerOnSetup            = (*boot)(nil)
 	_ gortsplib.ServerHandlerOnPlay             = (*boot)(nil)
+	_ gortsplib.ServerHandlerOnPause            = (*boot)(nil)
 	_ gortsplib.ServerHandlerOnStreamWriteError = (*boot)(nil)
 )
 
@@ -54,6 +56,7 @@ func start(cam *Camera, addr string) (*boot, error) {
 		ready:   make(chan struct{}),
 		conns:   make(map[*gortsplib.ServerConn]bool),
 		waiting: make(map[*gortsplib.ServerConn]*player),
+		playing: make(map[*player]bool),
 	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	// A large keyframe is some hundred packets at once, and what does not fit
@@ -115,11 +118,23 @@ func (b *boot) stop(reset bool) {
 }
 
 func (b *boot) play(p *player) {
-	b.wg.Add(1)
-	go func() {
-		defer b.wg.Done()
+	b.mu.Lock()
+	b.playing[p] = true
+	b.mu.Unlock()
+	b.wg.Go(func() {
 		p.run()
-	}()
+		b.mu.Lock()
+		delete(b.playing, p)
+		b.mu.Unlock()
+	})
+}
+
+func (b *boot) keyframe() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for p := range b.playing {
+		p.again.Store(true)
+	}
 }
 
 // allowed checks path and credentials. It returns the answer to a request that
@@ -208,7 +223,13 @@ func (b *boot) OnPlay(ctx *gortsplib.ServerHandlerOnPlayCtx) (*base.Response, er
 	if res, err := b.allowed(ctx.Conn, ctx.Request, ctx.Path); res != nil {
 		return res, err
 	}
-	if p := b.own(ctx.Session); p != nil && p.session == nil {
+	switch p := b.own(ctx.Session); {
+	case p == nil: // the picture that all share
+		if ctx.Session.UserData() == (paused{}) {
+			ctx.Session.SetUserData(nil)
+			b.shared.again.Store(true)
+		}
+	case p.session == nil || p.paused():
 		// Packets written now would be lost: the session listens to its stream
 		// only after this function.
 		p.session, p.conn = ctx.Session, ctx.Conn
@@ -220,13 +241,37 @@ func (b *boot) OnPlay(ctx *gortsplib.ServerHandlerOnPlayCtx) (*base.Response, er
 	return &base.Response{StatusCode: base.StatusOK}, nil
 }
 
+// paused is the user data of a session that shares the stream and pauses.
+type paused struct{}
+
+// OnPause implements gortsplib.ServerHandlerOnPause.
+func (b *boot) OnPause(ctx *gortsplib.ServerHandlerOnPauseCtx) (*base.Response, error) {
+	if b.cam.opts.NoPause {
+		return &base.Response{StatusCode: base.StatusNotImplemented}, nil
+	}
+	if res, err := b.allowed(ctx.Conn, ctx.Request, ctx.Path); res != nil {
+		return res, err
+	}
+	if p := b.own(ctx.Session); p == nil {
+		ctx.Session.SetUserData(paused{})
+	} else if p.session != nil {
+		p.pause()
+	}
+	b.cam.pauses.Add(1)
+	return &base.Response{StatusCode: base.StatusOK}, nil
+}
+
 // OnResponse implements gortsplib.ServerHandlerOnResponse.
 func (b *boot) OnResponse(conn *gortsplib.ServerConn, _ *base.Response) {
 	b.mu.Lock()
 	p := b.waiting[conn]
 	delete(b.waiting, conn)
 	b.mu.Unlock()
-	if p != nil {
+	switch {
+	case p == nil:
+	case p.paused():
+		p.resume()
+	default:
 		b.play(p)
 	}
 }

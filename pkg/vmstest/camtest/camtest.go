@@ -54,8 +54,8 @@ type Options struct {
 	// Live makes playback follow the wall clock from power on: a client joins at
 	// the next keyframe, where other clients are too, not at the first one.
 	Live bool
-	// Stamp writes into each access unit its number, so that no two are alike,
-	// however often a short clip is played. Decoders ignore it.
+	// Stamp writes into each access unit of H264, H265 and AAC its number, so that
+	// no two are alike, however often a short clip is played. Decoders ignore it.
 	Stamp bool
 
 	// Faults.
@@ -67,6 +67,10 @@ type Options struct {
 	RedirectTo    string        // answer DESCRIBE with a redirect to this URL
 	DropEveryNth  int           // leave out every nth RTP packet of video, as a bad network would
 	DescribeDelay time.Duration // think for so long before answering DESCRIBE
+	NoPause       bool          // answer PAUSE with 501, as many cameras do
+	// JumpOnPlay: the RTP timestamps begin elsewhere when a client goes on after
+	// PAUSE, each track's on its own.
+	JumpOnPlay bool
 
 	// OnRequest is told of each request, from the connection's goroutine.
 	OnRequest func(method, url string)
@@ -83,6 +87,7 @@ type Camera struct {
 	addr atomic.Pointer[net.TCPAddr] // of the first start, kept over power cuts
 
 	plays, refused  atomic.Int64
+	pauses          atomic.Int64
 	boots, playback atomic.Int64 // counted from the first on
 
 	mu   sync.Mutex
@@ -101,6 +106,8 @@ func New(opts Options) (*Camera, error) {
 		return nil, fmt.Errorf("camera cannot play at speed %v", opts.Speed)
 	case opts.NoVideo && (opts.NoAudio || len(opts.Source.Audio) == 0):
 		return nil, errors.New("camera would have neither picture nor sound")
+	case opts.Stamp && opts.Source.Codec == "mjpeg":
+		return nil, errors.New("pictures of mjpeg cannot be stamped: RTP carries nothing but the picture")
 	case opts.Live && opts.Shared:
 		return nil, errors.New("a camera is either live for each client or shared by all")
 	}
@@ -214,6 +221,21 @@ func (c *Camera) Camera() vms.Camera { return vms.Camera{URL: c.URL()} }
 // Plays counts the sessions that have begun to play since New.
 func (c *Camera) Plays() int { return int(c.plays.Load()) }
 
+// Pauses counts the requests to pause that were granted since New.
+func (c *Camera) Pauses() int { return int(c.pauses.Load()) }
+
+// Keyframe makes every playback go on with a keyframe at once, the clip's first
+// picture: what ONVIF's SetSynchronizationPoint asks of a camera. So does PLAY
+// after PAUSE, for its session. Times and Sent.Number go on without a seam.
+func (c *Camera) Keyframe() {
+	c.mu.Lock()
+	b := c.boot
+	c.mu.Unlock()
+	if b != nil {
+		b.keyframe()
+	}
+}
+
 // Refused counts the requests with wrong credentials since New.
 func (c *Camera) Refused() int { return int(c.refused.Load()) }
 
@@ -238,6 +260,12 @@ func (g *gate) open() {
 		close(g.opened)
 		g.opened = nil
 	}
+}
+
+func (g *gate) isOpen() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.opened == nil
 }
 
 // pass returns at once while the gate is open, else waits. It reports how long

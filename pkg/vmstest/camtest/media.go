@@ -7,15 +7,12 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"testing"
 
 	"github.com/bluenviron/mediacommon/v2/pkg/codecs/h264"
 	"github.com/bluenviron/mediacommon/v2/pkg/codecs/h265"
 	"github.com/bluenviron/mediacommon/v2/pkg/codecs/mpeg4audio"
 	"github.com/bluenviron/mediacommon/v2/pkg/formats/mpegts"
 	"github.com/bluenviron/mediacommon/v2/pkg/formats/mpegts/codecs"
-
-	"github.com/zipato/vms/pkg/vmstest"
 )
 
 // VideoRate is the clock of video, in ticks per second.
@@ -25,33 +22,50 @@ const VideoRate = 90000
 // decode order, with their times. Nobody writes to it once it is loaded, so one
 // Media may feed many cameras.
 type Media struct {
-	Codec         string // "h264" or "h265"
-	VPS, SPS, PPS []byte // the first of each in the video
+	Codec         string // "h264", "h265" or "mjpeg"
+	VPS, SPS, PPS []byte // the first of each in the video; none for mjpeg
 	Video         []VideoUnit
 
-	// Audio is AAC, empty when the clip has no sound.
+	// Audio is what one round sends, without the quiet stretches; empty when the
+	// clip has no sound, and AudioCodec is empty then.
 	Audio       []AudioUnit
-	AudioConfig *mpeg4audio.AudioSpecificConfig
+	AudioCodec  string                          // "aac", "pcma", "pcmu" or "lpcm"
+	AudioConfig *mpeg4audio.AudioSpecificConfig // of AAC only
+	SampleRate  int                             // samples per second
+	Channels    int
+	BitDepth    int // of lpcm: 8, 16 or 24
 
+	// sound is Audio with the quiet stretches, which pass in silence.
+	sound []soundUnit
 	// period is how long the picture lasts, in 90 kHz ticks: what a loop adds.
 	period int64
 }
 
 // VideoUnit is one access unit of video: its NAL units without start codes or
-// access unit delimiters.
+// access unit delimiters, or one JPEG file.
 type VideoUnit struct {
 	PTS, DTS int64 // 90 kHz, from zero at the first DTS
 	AU       [][]byte
 }
 
-// AudioUnit is one access unit of AAC.
+// AudioUnit is one access unit of AAC, or one packet of PCM.
 type AudioUnit struct {
 	// PTS counts samples and has the same zero as the video's.
-	PTS int64
-	AU  []byte
+	PTS     int64
+	Samples int64 // how long it lasts
+	// AU is, for G711, one byte a sample; for LPCM the samples as in RTP: 8 bits
+	// without a sign, 16 and 24 with one and big endian (RFC 3551, section 4.5).
+	// The channels take turns.
+	AU []byte
 }
 
-// Load reads an MPEG-TS file with H264 or H265, and AAC or no sound.
+type soundUnit struct {
+	AudioUnit
+	quiet bool
+}
+
+// Load reads a file as MakeClip makes it: MPEG-TS with H264 or H265, and AAC or
+// no sound.
 func Load(path string) (*Media, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -63,16 +77,6 @@ func Load(path string) (*Media, error) {
 		return nil, fmt.Errorf("load clip %s: %w", path, err)
 	}
 	return m, nil
-}
-
-// Clip makes a clip by ffmpeg and loads it.
-func Clip(t testing.TB, spec vmstest.ClipSpec) *Media {
-	t.Helper()
-	m, err := Load(vmstest.MakeClip(t, spec))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return m
 }
 
 // Read reads an MPEG-TS stream as Load does a file.
@@ -95,7 +99,8 @@ func Read(r io.Reader) (*Media, error) {
 			ts.OnDataH265(track, m.addVideo)
 		case *codecs.MPEG4Audio:
 			config := codec.Config
-			m.AudioConfig = &config
+			m.AudioCodec, m.AudioConfig = "aac", &config
+			m.SampleRate, m.Channels = config.SampleRate, int(config.ChannelConfig)
 			ts.OnDataMPEG4Audio(track, func(pts int64, aus [][]byte) error {
 				audio = append(audio, pesAudio{pts, aus})
 				return nil
@@ -147,21 +152,23 @@ type pesAudio struct {
 // at most sample rates; the count of samples does not.
 func (m *Media) addAudio(packets []pesAudio, zero int64) error {
 	if len(packets) == 0 {
-		m.AudioConfig = nil
+		m.AudioCodec, m.AudioConfig, m.SampleRate, m.Channels = "", nil, 0, 0
 		return nil
 	}
-	rate := int64(m.AudioConfig.SampleRate)
+	rate := int64(m.SampleRate)
 	next := (packets[0].pts - zero) * rate / VideoRate
+	var units []AudioUnit
 	for _, p := range packets {
 		told := (p.pts - zero) * rate / VideoRate
 		if d := told - next; d < -samplesPerAU/2 || d > samplesPerAU/2 {
 			return fmt.Errorf("sound has a hole or overlap of %d samples", d)
 		}
 		for _, au := range p.aus {
-			m.Audio = append(m.Audio, AudioUnit{PTS: next, AU: bytes.Clone(au)})
+			units = append(units, AudioUnit{PTS: next, Samples: samplesPerAU, AU: bytes.Clone(au)})
 			next += samplesPerAU
 		}
 	}
+	m.setSound(units)
 	return nil
 }
 

@@ -19,12 +19,16 @@ type unit struct {
 // length is rarely a whole number of audio access units, each round plays one
 // more or one less, so that sound and picture never drift apart by more than
 // half an access unit.
-func (m *Media) units(loop bool) iter.Seq[unit] {
+//
+// again is asked before each picture: true begins the clip's pictures anew, with
+// a keyframe, as soon as the pictures so far are all shown before it. Times go
+// on without a seam, and the sound is not disturbed. It may be nil.
+func (m *Media) units(loop bool, again func() bool) iter.Seq[unit] {
 	return func(yield func(unit) bool) {
 		nextAudio, stop := iter.Pull(m.audioUnits(loop))
 		defer stop()
 		a, more := nextAudio()
-		for v := range m.videoUnits(loop) {
+		for v := range m.videoUnits(loop, again) {
 			for ; more && a.at <= v.at; a, more = nextAudio() {
 				if !yield(a) {
 					return
@@ -42,11 +46,18 @@ func (m *Media) units(loop bool) iter.Seq[unit] {
 	}
 }
 
-func (m *Media) videoUnits(loop bool) iter.Seq[unit] {
+func (m *Media) videoUnits(loop bool, again func() bool) iter.Seq[unit] {
 	return func(yield func(unit) bool) {
 		n := uint64(0)
-		for base := int64(0); ; base += m.period {
-			for _, v := range m.Video {
+		base, shown := int64(0), int64(-1) // shown is the highest PTS so far
+		for asked := false; ; base += m.period {
+			for i := 0; i < len(m.Video); i++ {
+				asked = asked || again != nil && again()
+				if next := base + m.Video[i].DTS; asked && next+m.Video[0].PTS > shown {
+					base, i, asked = next, 0, false
+				}
+				v := m.Video[i]
+				shown = max(shown, base+v.PTS)
 				if !yield(unit{video: true, n: n, at: ticks(base+v.DTS, VideoRate), pts: base + v.PTS, au: v.AU}) {
 					return
 				}
@@ -61,28 +72,31 @@ func (m *Media) videoUnits(loop bool) iter.Seq[unit] {
 
 func (m *Media) audioUnits(loop bool) iter.Seq[unit] {
 	return func(yield func(unit) bool) {
-		if len(m.Audio) == 0 {
+		if len(m.sound) == 0 {
 			return
 		}
-		rate := int64(m.AudioConfig.SampleRate)
-		pos, n := m.Audio[0].PTS, uint64(0)
+		rate := int64(m.SampleRate)
+		first := m.sound[0]
+		pos, n := first.PTS, uint64(0)
 		for round := int64(1); ; round++ {
 			// where the next round's first access unit wants to be
-			end := m.Audio[0].PTS + round*m.period*rate/VideoRate
+			end := first.PTS + round*m.period*rate/VideoRate
 			for i := 0; ; i++ {
-				if loop && pos >= end-samplesPerAU/2 {
+				if loop && pos >= end-first.Samples/2 {
 					break
 				}
-				if i == len(m.Audio) && !loop {
+				if i == len(m.sound) && !loop {
 					return
 				}
 				// A clip whose sound ends early stutters on its last access unit.
-				au := m.Audio[min(i, len(m.Audio)-1)].AU
-				if !yield(unit{n: n, at: ticks(pos, rate), pts: pos, au: [][]byte{au}}) {
-					return
+				u := m.sound[min(i, len(m.sound)-1)]
+				if !u.quiet {
+					if !yield(unit{n: n, at: ticks(pos, rate), pts: pos, au: [][]byte{u.AU}}) {
+						return
+					}
+					n++
 				}
-				n++
-				pos += samplesPerAU
+				pos += u.Samples
 			}
 		}
 	}

@@ -3,27 +3,26 @@ package camtest
 import (
 	"testing"
 	"time"
-
-	"github.com/bluenviron/mediacommon/v2/pkg/codecs/mpeg4audio"
 )
 
 // A clip of 25 pictures a second whose length is no whole number of audio
 // access units, and whose sound is a little short.
 func oddClip() *Media {
-	m := &Media{Codec: "h264", AudioConfig: &mpeg4audio.AudioSpecificConfig{SampleRate: 44100}, period: 25 * 3600}
+	m := &Media{Codec: "h264", AudioCodec: "aac", SampleRate: 44100, period: 25 * 3600}
 	for i := range int64(25) {
 		m.Video = append(m.Video, VideoUnit{DTS: i * 3600, PTS: i*3600 + 7200})
 	}
 	for i := range int64(42) { // 43.07 would fill it
-		m.Audio = append(m.Audio, AudioUnit{PTS: 500 + i*samplesPerAU})
+		m.Audio = append(m.Audio, AudioUnit{PTS: 500 + i*samplesPerAU, Samples: samplesPerAU})
 	}
+	m.setSound(m.Audio)
 	return m
 }
 
 func TestLoopHasNoSeamAndNoDrift(t *testing.T) {
 	var video, audio int64
 	var last time.Duration
-	for u := range oddClip().units(true) {
+	for u := range oddClip().units(true, nil) {
 		if u.at < last {
 			t.Fatalf("sent at %v after %v", u.at, last)
 		}
@@ -51,7 +50,7 @@ func TestLoopHasNoSeamAndNoDrift(t *testing.T) {
 
 func TestOnceSendsEachUnitOnce(t *testing.T) {
 	var video, audio int
-	for u := range oddClip().units(false) {
+	for u := range oddClip().units(false, nil) {
 		if u.video {
 			video++
 		} else {

@@ -22,7 +22,11 @@ type Sent struct {
 	Number uint64
 	// At is when its last packet was handed to the connection.
 	At time.Time
-	// AU is what was sent: the NAL units, or for sound the one access unit.
+	// PTS is when it is to be presented, in media time: one clock for picture and
+	// sound, from the clip's first DTS on, continuous over loops.
+	PTS time.Duration
+	// AU is what was sent: the NAL units, the one JPEG file, or for sound the one
+	// access unit or packet.
 	// Nobody may write to it.
 	AU [][]byte
 }
@@ -98,6 +102,9 @@ func (m *Media) slice(nalu []byte) bool {
 
 // key reports whether decoding may start with au.
 func (m *Media) key(au [][]byte) bool {
+	if m.Codec == "mjpeg" {
+		return true
+	}
 	for _, nalu := range au {
 		if !m.slice(nalu) {
 			continue
