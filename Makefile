@@ -144,6 +144,12 @@ chaos: setup build ## everything that goes wrong in the field, at full length: a
 bench-spool: setup build ## flash wear, memory, replay of a hub with four cameras: about 10 minutes, or it fails
 	@export BENCH_SPOOL=1; $(call e2e-test,-run '^TestSpoolBench$$' -timeout 60m,./cloud/e2e)
 
+# BENCH_FLAT is how long the memory is looked at, such as 2m; BENCH_PROFILE a folder for a profile.
+BENCH_FLAT ?= 30m
+.PHONY: bench-worker
+bench-worker: setup build ## CPU and memory of a worker against ffmpeg and rclone: about 40 minutes (BENCH_FLAT), or it fails
+	@export BENCH_WORKER=1 BENCH_FLAT=$(BENCH_FLAT); $(call e2e-test,-run '^TestWorkerBench$$' -timeout 90m,./cloud/e2e)
+
 .PHONY: fuzz
 fuzz: ## run every fuzzer for FUZZTIME (5s)
 	@go list ./... | grep -v /node_modules/ | while read -r pkg; do \

@@ -143,7 +143,8 @@ func TestCheckExposure(t *testing.T) {
 		{Config{Listen: "127.0.0.1:1", S3Listen: "127.0.0.1:1", PublicURL: "ftp://a"}, false},
 		{Config{Listen: "127.0.0.1", S3Listen: "127.0.0.1:1"}, false},
 	} {
-		if err := tt.c.checkExposure(); (err == nil) != tt.ok || err != nil && !errors.Is(err, vms.ErrInvalid) {
+		tt.c.Roles = AllRoles
+		if err := tt.c.check(); (err == nil) != tt.ok || err != nil && !errors.Is(err, vms.ErrInvalid) {
 			t.Errorf("%+v: %v", tt.c, err)
 		}
 	}

@@ -1,12 +1,11 @@
-// Package cloud is the cloud as a program: it chooses the parts, embedded ones
-// where no service is named, and wires them. New opens everything that can fail,
-// Run works until it is told to stop.
+// Package cloud is the cloud as a program: it chooses the parts that its roles
+// need, embedded ones where no service is named, and wires them. New opens
+// everything that can fail, Run works until it is told to stop.
 package cloud
 
 import (
 	"cmp"
 	"context"
-	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,42 +14,37 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/zipato/vms/cloud/api"
 	"github.com/zipato/vms/cloud/auth"
 	"github.com/zipato/vms/cloud/bucketevents"
 	"github.com/zipato/vms/cloud/bucketevents/inproc"
 	"github.com/zipato/vms/cloud/embed"
 	"github.com/zipato/vms/cloud/hubctl"
 	"github.com/zipato/vms/cloud/nvr"
+	"github.com/zipato/vms/cloud/nvrlink"
 	"github.com/zipato/vms/cloud/objstore"
+	"github.com/zipato/vms/cloud/objstore/rclone"
 	"github.com/zipato/vms/cloud/objstore/s3"
 	"github.com/zipato/vms/cloud/session"
 	"github.com/zipato/vms/cloud/store"
 	"github.com/zipato/vms/cloud/worker"
 	"github.com/zipato/vms/pkg/obs"
-	"github.com/zipato/vms/pkg/token"
 	"github.com/zipato/vms/pkg/vms"
-	"github.com/zipato/vms/pkg/wire"
 )
 
-const (
-	// demoAccount owns everything until accounts can be made.
-	demoAccount = vms.AccountID("acct_demo")
-	// bucket is the embedded store's, and that of another one unless it is named.
-	bucket = "vms-recordings"
-	// localWorker is the worker of an all-in-one.
-	localWorker = vms.WorkerID("worker_local")
-	// chunkMS is the media time of a chunk, milliseconds.
-	chunkMS = 200
-)
-
-// Config is what a cloud needs; the zero value of every field but Data is ready.
+// Config is what a cloud needs. Of an all-in-one the zero value of every field but
+// Data is ready; a worker alone also needs NVRURL, S3 and WorkerDir.
 type Config struct {
-	// Data is the directory that keeps everything.
+	// Roles are what this process does: AllRoles.
+	Roles Roles
+	// Data is the directory that keeps everything. A worker alone keeps nothing;
+	// it looks there for the keys of an NVR on the same machine.
 	Data string
 	// Listen, S3Listen and MQTTListen are addresses; 127.0.0.1:8080, :9000 and :1883.
 	Listen, S3Listen, MQTTListen string
@@ -59,6 +53,14 @@ type Config struct {
 	PublicURL, S3PublicURL, MQTTPublicURL string
 	// S3 is an object store elsewhere. Without a URL the embedded one is started.
 	S3 S3Config
+	// Uploader is what puts recordings there: UploaderS3, which is the default, or
+	// UploaderRclone.
+	Uploader string
+	// RcloneProgram is the program of UploaderRclone: a path, or a name in PATH,
+	// rclone. RcloneRemote is where it copies to, "name:bucket" of its own
+	// configuration, which must be the bucket of the object store; by default it
+	// is told how to get in there.
+	RcloneProgram, RcloneRemote string
 	// MQTT is a broker elsewhere. Without a URL the embedded one is started.
 	MQTT MQTTConfig
 	// MQTTCert and MQTTKey are files of PEM: with them the embedded broker speaks
@@ -67,9 +69,27 @@ type Config struct {
 	// Insecure allows to listen off the loopback, and to talk to an object store
 	// or broker off it, without TLS.
 	Insecure bool
+
+	// NVRURL is where the NVR of a worker alone takes workers, such as
+	// wss://vms.example/workers/v1.
+	NVRURL string
+	// ClusterKeyFile holds what NVR and workers prove to each other that they have:
+	// 64 or more hexadecimal digits. By default it is cluster-key in Data, which the
+	// NVR makes.
+	ClusterKeyFile string
+	// WorkerID names the worker; by default that of an all-in-one is worker_local,
+	// and one alone has an id that WorkerDir remembers. Zone is where it is, empty:
+	// nowhere in particular.
+	WorkerID vms.WorkerID
+	Zone     string
+	// Capacity is how much the worker takes.
+	Capacity vms.WorkerCapacity
 	// WorkerDir is where open recordings are kept, best on tmpfs; below Data by default.
 	WorkerDir   string
 	WorkerBytes int64
+	// DrainFor is how long a worker that is told to end waits at most until its
+	// streams are at other workers: 100 s.
+	DrainFor time.Duration
 
 	// RetentionAge and RetentionBytes are how long and how much is kept; zero
 	// is without end.
@@ -101,38 +121,72 @@ type S3Config struct {
 	AccessKey, SecretKey string
 }
 
-// Cloud is one process in all roles. Make it with New, and call Run once.
+// Values of Config.Uploader: our own client, and the rclone program.
+const (
+	UploaderS3     = "s3"
+	UploaderRclone = "rclone"
+)
+
+// Cloud is one process in some roles, or all. Make it with New, and call Run once.
 type Cloud struct {
-	cfg       Config
-	log       *slog.Logger
+	cfg      Config
+	log      *slog.Logger
+	listener net.Listener
+	handler  http.Handler
+	metrics  *obs.Registry
+	client   *s3.Store // of the object store, wherever it is
+	objects  objstore.Store
+
+	clusterKey []byte
+	tickets    *tickets
+
+	// Of the API and the NVR, else nil.
 	data      *embed.Data
 	store     *store.Store
 	s3        *embed.S3 // nil with a store elsewhere
-	objects   objstore.Store
-	closeS3   func()
+	events    *inproc.Queue
+	list      chan struct{} // the bucket should be listed
+	nvr       *nvr.NVR
+	session   *session.Handler
+	workers   *nvrlink.Handler
+	fleet     *fleet
+	auth      *auth.Auth
 	mqtt      *embed.MQTT // nil with a broker elsewhere
 	hubctl    *hubctl.Client
 	mqttKey   []byte
 	brokerURL string // what hubs are told
-	events    *inproc.Queue
-	nvr       *nvr.NVR
-	worker    *worker.Worker
-	session   *session.Handler
-	auth      *auth.Auth
-	listener  net.Listener
-	handler   http.Handler
-	metrics   *obs.Registry
-	list      chan struct{} // the bucket should be listed
+
+	// Of the worker, else nil.
+	worker   *worker.Worker
+	info     vms.WorkerInfo
+	link     *nvrlink.Client // nil in an all-in-one
+	uploads  objstore.Store  // what recordings are put with: objects, unless it is rclone
+	rclone   *rclone.Store   // nil unless recordings are put with it
+	draining atomic.Bool
+	told     signal // the NVR was told that it is
+	ordered  signal // the NVR wants it
 }
+
+// signal is something that happens once.
+type signal struct {
+	once sync.Once
+	ch   chan struct{}
+}
+
+func newSignal() signal { return signal{ch: make(chan struct{})} }
+
+func (s *signal) set() { s.once.Do(func() { close(s.ch) }) }
 
 // New opens the data directory and every part. What it opened it closes again
 // when it returns an error.
 func New(ctx context.Context, cfg Config) (*Cloud, error) {
+	cfg.Roles = cmp.Or(cfg.Roles, AllRoles)
 	cfg.Listen = cmp.Or(cfg.Listen, "127.0.0.1:8080")
 	cfg.S3Listen = cmp.Or(cfg.S3Listen, "127.0.0.1:9000")
 	cfg.MQTTListen = cmp.Or(cfg.MQTTListen, mqttListen)
 	cfg.Version = cmp.Or(cfg.Version, "dev")
 	cfg.WorkerBytes = cmp.Or(cfg.WorkerBytes, 512<<20)
+	cfg.DrainFor = cmp.Or(cfg.DrainFor, drainFor)
 	cfg.Recording = cmp.Or(cfg.Recording, 30*time.Second)
 	if cfg.ReconcileEvery == 0 && cfg.S3.URL != "" {
 		cfg.ReconcileEvery = time.Minute
@@ -140,10 +194,10 @@ func New(ctx context.Context, cfg Config) (*Cloud, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	if err := cfg.checkExposure(); err != nil {
+	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	for _, path := range []*string{&cfg.WorkerDir, &cfg.MQTTCert, &cfg.MQTTKey} {
+	for _, path := range []*string{&cfg.ClusterKeyFile, &cfg.WorkerDir, &cfg.MQTTCert, &cfg.MQTTKey} {
 		if *path == "" {
 			continue
 		}
@@ -153,7 +207,17 @@ func New(ctx context.Context, cfg Config) (*Cloud, error) {
 		}
 		*path = abs
 	}
-	c := &Cloud{cfg: cfg, log: cfg.Log, closeS3: func() {}, metrics: obs.NewRegistry(), list: make(chan struct{}, 1)}
+	if strings.ContainsRune(cfg.RcloneProgram, filepath.Separator) { // else it is looked for in PATH
+		abs, err := filepath.Abs(cfg.RcloneProgram)
+		if err != nil {
+			return nil, err
+		}
+		cfg.RcloneProgram = abs
+	}
+	c := &Cloud{
+		cfg: cfg, log: cfg.Log, metrics: obs.NewRegistry(), list: make(chan struct{}, 1),
+		tickets: newTickets(), told: newSignal(), ordered: newSignal(),
+	}
 	if err := c.open(ctx); err != nil {
 		return nil, errors.Join(err, c.close())
 	}
@@ -162,78 +226,43 @@ func New(ctx context.Context, cfg Config) (*Cloud, error) {
 
 // open opens the parts, each with what the ones before it offer.
 func (c *Cloud) open(ctx context.Context) (err error) {
-	if c.data, err = embed.OpenData(c.cfg.Data); err != nil {
+	if c.cfg.Roles.Has(RoleNVR) {
+		if c.data, err = embed.OpenData(c.cfg.Data); err != nil {
+			return err
+		}
+	}
+	if err := c.openClusterKey(); err != nil {
 		return err
 	}
 	if c.listener, err = net.Listen("tcp", c.cfg.Listen); err != nil {
 		return fmt.Errorf("%w (another program has the address; set VMS_LISTEN to another one)", err)
 	}
-	if c.store, err = store.OpenSQLite(ctx, c.data.Path("vms.db")); err != nil {
-		return err
+	if c.cfg.Roles.Has(RoleNVR) {
+		if c.store, err = store.OpenSQLite(ctx, c.data.Path("vms.db")); err != nil {
+			return err
+		}
 	}
 	if err := c.openObjects(ctx); err != nil {
 		return err
 	}
-	signer, err := c.openRules()
-	if err != nil {
-		return err
-	}
-	if err := c.openBroker(ctx); err != nil {
-		return err
-	}
-	if err := c.openAuth(); err != nil {
-		return err
-	}
-	if err := c.openWorker(signer.Verifier()); err != nil {
-		return err
-	}
-	c.handler = c.routes(api.New(api.Config{NVR: c.nvr, Auth: c.auth, Log: c.log, Version: c.cfg.Version, PublicURL: c.cfg.PublicURL}))
-	return nil
-}
-
-// checkExposure refuses to carry passwords and footage in the clear over a network.
-func (c *Config) checkExposure() error {
-	for _, l := range []struct{ addr, public, variable string }{
-		{c.Listen, c.PublicURL, "VMS_PUBLIC_URL"}, {c.S3Listen, c.S3PublicURL, "VMS_S3_PUBLIC_URL"},
-	} {
-		if u, err := url.Parse(l.public); l.public != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
-			return fmt.Errorf("%w: %s %q, want http:// or https://", vms.ErrInvalid, l.variable, l.public)
+	if c.cfg.Roles.Has(RoleNVR) {
+		if err := c.openRules(); err != nil {
+			return err
 		}
-		if l.variable == "VMS_S3_PUBLIC_URL" && c.S3.URL != "" {
-			continue // nothing listens there
+		if err := c.openBroker(ctx); err != nil {
+			return err
 		}
-		host, _, err := net.SplitHostPort(l.addr)
-		if err != nil {
-			return fmt.Errorf("%w: address %q: %v", vms.ErrInvalid, l.addr, err)
-		}
-		if loopback(host) || c.Insecure {
-			continue
-		}
-		if u, err := url.Parse(l.public); err != nil || u.Scheme != "https" {
-			return fmt.Errorf("%w: %s is not on the loopback: put a TLS proxy in front of it and name its https URL in %s, or pass -insecure", vms.ErrInvalid, l.addr, l.variable)
+		if err := c.openAuth(); err != nil {
+			return err
 		}
 	}
-	if err := c.checkBroker(); err != nil {
-		return err
+	if c.cfg.Roles.Has(RoleWorker) {
+		if err := c.openWorker(); err != nil {
+			return err
+		}
 	}
-	if c.S3.URL == "" {
-		return nil
-	}
-	u, err := url.Parse(c.S3.URL)
-	switch {
-	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
-		return fmt.Errorf("%w: VMS_S3_URL: want http:// or https:// and a host", vms.ErrInvalid)
-	case u.Scheme == "http" && !loopback(u.Hostname()) && !c.Insecure:
-		return fmt.Errorf("%w: VMS_S3_URL: %s is not on the loopback: use https, or pass -insecure", vms.ErrInvalid, u.Host)
-	case c.S3.AccessKey == "" || c.S3.SecretKey == "":
-		return fmt.Errorf("%w: the object store at %s needs VMS_S3_ACCESS_KEY and VMS_S3_SECRET_KEY", vms.ErrInvalid, u.Host)
-	}
-	return nil
-}
-
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
+	c.handler, err = c.routes()
+	return err
 }
 
 // URL is where browsers and programs reach the API.
@@ -261,158 +290,10 @@ func (c *Cloud) wsURL(path string) (string, error) {
 	return u.JoinPath(path).String(), nil
 }
 
-// openObjects makes the client of the object store, which need not answer yet.
-func (c *Cloud) openObjects(ctx context.Context) error {
-	c.events = inproc.New(inproc.Options{Log: c.log, OnOverflow: c.reconcileSoon})
-	cfg := s3.Config{
-		Endpoint: c.cfg.S3.URL, Region: c.cfg.S3.Region, Bucket: cmp.Or(c.cfg.S3.Bucket, bucket),
-		AccessKey: c.cfg.S3.AccessKey, SecretKey: c.cfg.S3.SecretKey,
-	}
-	if cfg.Endpoint == "" {
-		var err error
-		if cfg, err = c.startS3(ctx); err != nil {
-			return err
-		}
-	}
-	cfg.PublicURL = c.cfg.S3PublicURL
-	client, err := s3.New(cfg)
-	if err != nil {
-		return err
-	}
-	c.closeS3 = client.Close
-	c.objects = client
-	if c.cfg.WrapObjects != nil {
-		c.objects = c.cfg.WrapObjects(client)
-	}
-	return nil
-}
-
-// startS3 starts the embedded store, and says how to get in.
-func (c *Cloud) startS3(ctx context.Context) (s3.Config, error) {
-	key, err := c.data.SecretText("s3-access-key", 10)
-	if err != nil {
-		return s3.Config{}, err
-	}
-	secret, err := c.data.SecretText("s3-secret-key", 20)
-	if err != nil {
-		return s3.Config{}, err
-	}
-	c.s3, err = embed.StartS3(ctx, embed.S3Config{
-		Dir: c.data.Path("s3"), Addr: c.cfg.S3Listen, AccessKey: key, SecretKey: secret, Bucket: bucket,
-		AllowOrigins: c.origins(), Log: c.log,
-		OnCreated: func(key string) { c.events.Publish(bucketevents.Event{Bucket: bucket, Key: key}) },
-	})
-	if err != nil {
-		return s3.Config{}, err
-	}
-	return s3.Config{Endpoint: c.s3.URL(), Bucket: bucket, AccessKey: key, SecretKey: secret}, nil
-}
-
-// reconcileSoon lists the bucket because events were dropped.
-func (c *Cloud) reconcileSoon() {
-	c.log.Warn("object events were dropped; the bucket will be listed")
-	select {
-	case c.list <- struct{}{}:
-	default: // it will be already
-	}
-}
-
-// reconcileLoop lists the bucket whenever events were dropped, beside the NVR's own turns.
-func (c *Cloud) reconcileLoop(ctx context.Context) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-c.list:
-			if err := c.nvr.Reconcile(ctx); err != nil && ctx.Err() == nil {
-				c.log.Error("cannot list the bucket; its next turn will", "err", err)
-			}
-		}
-	}
-}
-
-// origins are the pages that may read recordings.
-func (c *Cloud) origins() []string {
-	_, port, err := net.SplitHostPort(c.listener.Addr().String())
-	out := []string{c.URL()}
-	if err == nil {
-		out = append(out, "http://localhost:"+port, "http://127.0.0.1:"+port)
-	}
-	return out
-}
-
-// openRules makes the NVR, and returns what signs its tokens and tickets.
-func (c *Cloud) openRules() (*token.Signer, error) {
-	seed, err := c.data.Secret("signing-key", ed25519.SeedSize)
-	if err != nil {
-		return nil, err
-	}
-	secret, err := c.data.Secret("secret-key", 32)
-	if err != nil {
-		return nil, err
-	}
-	signer, err := token.NewSigner(ed25519.NewKeyFromSeed(seed))
-	if err != nil {
-		return nil, err
-	}
-	nvrURL, err := c.wsURL("/session/v1")
-	if err != nil {
-		return nil, err
-	}
-	c.nvr, err = nvr.New(nvr.Config{
-		Store: c.store, Objects: objects{c.objects}, Tokens: signer, SecretKey: secret, NVRURL: nvrURL, Log: c.log,
-		ReconcileEvery: c.cfg.ReconcileEvery, UnreachableAfter: c.cfg.UnreachableAfter,
-		Revoked:    func(sids []vms.SID) { c.worker.Revoke(sids) },
-		HubRevoked: c.disconnect, Broker: c.broker,
-		Retention: nvr.Retention{Age: c.cfg.RetentionAge, Bytes: c.cfg.RetentionBytes},
-		Segment:   wire.SegmentOptions{RecordingMS: c.cfg.Recording.Milliseconds(), ChunkMS: chunkMS},
-	})
-	if err != nil {
-		return nil, err
-	}
-	c.session = session.New(session.Config{NVR: c.nvr, Log: c.log})
-	return signer, nil
-}
-
-// openAuth makes the account's token and sessions.
-func (c *Cloud) openAuth() error {
-	tok, err := auth.LoadToken(c.data.Path("admin-token"))
-	if err != nil {
-		return err
-	}
-	c.auth, err = auth.New(auth.Config{
-		Account: demoAccount, Token: tok, SessionsFile: c.data.Path("web-sessions.json"),
-		Listen: c.listener.Addr().String(), PublicURL: c.cfg.PublicURL, Log: c.log,
-	})
-	return err
-}
-
-// openWorker makes the worker of this process, and the NVR acquainted with it.
-func (c *Cloud) openWorker(v *token.Verifier) error {
-	var err error
-	c.worker, err = worker.New(worker.Config{
-		ID: localWorker, Dir: cmp.Or(c.cfg.WorkerDir, c.data.Path("worker")), DirBytes: c.cfg.WorkerBytes, Store: uploads{c.objects}, NVR: c.nvr,
-		CheckPush: func(t string) (token.Push, error) { return v.VerifyPush(t, localWorker, time.Now()) },
-		CheckView: func(t string) (token.View, error) { return v.VerifyView(t, localWorker, time.Now()) },
-		Log:       c.log, Metrics: c.metrics,
-	})
-	if err != nil {
-		return err
-	}
-	push, err := c.wsURL("/push/v1")
-	if err != nil {
-		return err
-	}
-	live, err := c.wsURL("/live/v1/mse")
-	if err != nil {
-		return err
-	}
-	c.nvr.RegisterWorker(vms.WorkerInfo{ID: localWorker, Instance: c.worker.Instance(), PushURL: push, LiveURL: live})
-	return nil
-}
-
-// Run serves until ctx ends. Then, in order: lanes and sessions are sent away,
-// uploads under way finish, hubs are told no more, requests end, broker and
+// Run serves until ctx ends, or, of a worker alone, until it has no streams any
+// more because it was to get rid of them. Then, in order: a worker whose streams
+// others can take drains, lanes and sessions are sent away, uploads under way
+// finish, the NVR hears the rest, hubs are told no more, requests end, broker and
 // store are closed.
 func (c *Cloud) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, c.close()) }()
@@ -430,34 +311,15 @@ func (c *Cloud) Run(ctx context.Context) (err error) {
 		}
 		return nil
 	})
-	if c.s3 != nil {
-		g.Go(func() error { return c.s3.Run(gctx) })
+	leave := func(context.Context) error { return nil }
+	if c.nvr != nil {
+		leave = c.runRules(g, gctx)
 	}
-	if c.mqtt != nil {
-		g.Go(func() error { return c.mqtt.Run(gctx) })
-	}
-	hubs, leaveHubs := context.WithCancel(gctx)
-	defer leaveHubs()
-	left := make(chan struct{})
 	g.Go(func() error {
-		defer close(left)
-		return c.hubctl.Run(hubs)
-	})
-	g.Go(func() error { return c.nvr.Run(gctx) })
-	g.Go(func() error { return c.reconcileLoop(gctx) })
-	g.Go(func() error {
-		return c.events.Run(gctx, func(ctx context.Context, e bucketevents.Event) error { return c.nvr.ObjectCreated(ctx, e.Key) })
-	})
-	g.Go(func() error {
-		work, done := context.WithCancel(ctx)
-		defer done()
-		context.AfterFunc(gctx, done)
-		err := c.worker.Run(work) // returns when told to stop, and its uploads are through
+		err := c.work(ctx, gctx)
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 		defer cancel()
-		err = errors.Join(err, c.session.Shutdown(end))
-		leaveHubs()
-		<-left // with a word of farewell to the broker, which ends now
+		err = errors.Join(err, leave(end))
 		stop() // ends event streams and viewers, which Shutdown would wait for
 		if srv.Shutdown(end) != nil {
 			err = errors.Join(err, srv.Close())
@@ -465,6 +327,36 @@ func (c *Cloud) Run(ctx context.Context) (err error) {
 		return err
 	})
 	return g.Wait()
+}
+
+// runRules starts what API and NVR do in the background, until ctx ends. What it
+// returns says goodbye to agents, workers and hubs.
+func (c *Cloud) runRules(g *errgroup.Group, ctx context.Context) (leave func(context.Context) error) {
+	if c.s3 != nil {
+		g.Go(func() error { return c.s3.Run(ctx) })
+	}
+	if c.mqtt != nil {
+		g.Go(func() error { return c.mqtt.Run(ctx) })
+	}
+	hubs, leaveHubs := context.WithCancel(ctx)
+	left := make(chan struct{})
+	g.Go(func() error {
+		defer close(left)
+		defer leaveHubs()
+		return c.hubctl.Run(hubs)
+	})
+	g.Go(func() error { return c.nvr.Run(ctx) })
+	g.Go(func() error { return c.reconcileLoop(ctx) })
+	g.Go(func() error { return c.abortStale(ctx) })
+	g.Go(func() error {
+		return c.events.Run(ctx, func(ctx context.Context, e bucketevents.Event) error { return c.nvr.ObjectCreated(ctx, e.Key) })
+	})
+	return func(end context.Context) error {
+		err := errors.Join(c.session.Shutdown(end), c.workers.Shutdown(end))
+		leaveHubs()
+		<-left // with a word of farewell to the broker, which ends now
+		return err
+	}
 }
 
 // close closes what New opened, in reverse.
@@ -475,7 +367,12 @@ func (c *Cloud) close() error {
 			errs = append(errs, err)
 		}
 	}
-	c.closeS3()
+	if c.rclone != nil {
+		add(c.rclone.Close())
+	}
+	if c.client != nil {
+		c.client.Close()
+	}
 	if c.mqtt != nil {
 		add(c.mqtt.Close())
 	}

@@ -54,6 +54,11 @@ func TestNewFailsCleanly(t *testing.T) {
 		"too little room":     {func(c *cloud.Config) { c.WorkerBytes = 1 << 20 }, "unfinished"},
 		"worker dir is file":  {func(c *cloud.Config) { c.WorkerDir = file(t) }, "worker directory"},
 		"data dir is a file":  {func(c *cloud.Config) { c.Data = file(t) }, "director"},
+		"no such uploader":    {func(c *cloud.Config) { c.Uploader = "ftp" }, "rclone"},
+		"no rclone":           {func(c *cloud.Config) { c.Uploader, c.RcloneProgram = "rclone", "rclone-is-not-here" }, "apt install rclone"},
+		"bad rclone remote": {func(c *cloud.Config) {
+			c.Uploader, c.RcloneProgram, c.RcloneRemote = "rclone", "rclone", ":s3,secret_access_key=x:b"
+		}, "VMS_RCLONE_REMOTE"},
 		"database is rubbish": {func(c *cloud.Config) { c.Data = rubbish(t) }, "database"},
 	} {
 		t.Run(name, func(t *testing.T) {

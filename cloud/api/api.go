@@ -6,7 +6,7 @@
 //     path or method that does not exist and when something breaks inside;
 //   - a field that is not known is refused, not ignored;
 //   - times are RFC 3339 in UTC with milliseconds, ranges are half open;
-//   - lists come in pages of at most 1000, with an opaque cursor;
+//   - lists come in pages of at most 1000, with an opaque cursor, except that of workers;
 //   - the password of a camera goes in and never comes out, not even in the
 //     message that says what is wrong with a request.
 //
@@ -67,6 +67,9 @@ type NVR interface {
 	Recordings(ctx context.Context, acct vms.AccountID, id vms.ChannelID, q nvr.RecordingQuery) (nvr.Page, error)
 	// Live is nvr.ErrStarting while the stream is on its way.
 	Live(ctx context.Context, acct vms.AccountID, id vms.ChannelID, start bool) (nvr.LiveURLs, error)
+	Workers() []nvr.WorkerStatus
+	WorkersWanted() int
+	DrainWorker(ctx context.Context, id vms.WorkerID) error
 	// Subscribe ends with ctx, and early when the subscriber is too slow.
 	Subscribe(ctx context.Context, acct vms.AccountID) <-chan nvr.Event
 }
@@ -135,6 +138,7 @@ func newServer(c Config, tune func(*server)) *server {
 	s.addHubs()
 	s.addCommands()
 	s.addEvents()
+	s.addWorkers()
 	s.addLogin()
 	s.addDocs()
 	return s

@@ -427,21 +427,23 @@ func TestCommandsPassEverythingOn(t *testing.T) {
 
 func TestHubPatchAbsentStaysNullClears(t *testing.T) {
 	for body, want := range map[string]string{
-		`{}`:                         "- - -",
-		`{"name":"Cellar"}`:          `"Cellar" - -`,
-		`{"time_zone":"Asia/Tokyo"}`: `- "Asia/Tokyo" -`,
-		`{"time_zone":null}`:         `- "" -`,
-		`{"limits":{}}`:              "- - -",
-		`{"limits":null}`:            `- - ""`,
-		`{"limits":{"uplink":null}}`: `- - ""`,
-		`{"limits":{"uplink":"1M"}}`: `- - "1M"`,
+		`{}`:                         "- - - -",
+		`{"name":"Cellar"}`:          `"Cellar" - - -`,
+		`{"time_zone":"Asia/Tokyo"}`: `- "Asia/Tokyo" - -`,
+		`{"time_zone":null}`:         `- "" - -`,
+		`{"limits":{}}`:              "- - - -",
+		`{"limits":null}`:            `- - "" -`,
+		`{"limits":{"uplink":null}}`: `- - "" -`,
+		`{"limits":{"uplink":"1M"}}`: `- - "1M" -`,
+		`{"zone":"fra1"}`:            `- - - "fra1"`,
+		`{"zone":null}`:              `- - - ""`,
 	} {
 		r := newRig(t)
 		if a := r.call("PATCH", "/api/v1/hubs/hub_1", body); a.StatusCode != 200 {
 			t.Errorf("%s: %d %s", body, a.StatusCode, a.body)
 		}
 		var got []string
-		for _, p := range []*string{r.nvr.hubPatch.Name, r.nvr.hubPatch.TimeZone, r.nvr.hubPatch.Uplink} {
+		for _, p := range []*string{r.nvr.hubPatch.Name, r.nvr.hubPatch.TimeZone, r.nvr.hubPatch.Uplink, r.nvr.hubPatch.Zone} {
 			if p == nil {
 				got = append(got, "-")
 			} else {

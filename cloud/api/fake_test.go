@@ -34,6 +34,7 @@ type fakeNVR struct {
 	accts   []vms.AccountID
 
 	hubPatch nvr.HubPatch
+	drained  []vms.WorkerID
 
 	events chan nvr.Event
 	// unsubscribed is closed when a subscription's context has ended.
@@ -84,7 +85,7 @@ func (f *fakeNVR) fail(err error) {
 func (f *fakeNVR) hub() nvr.Hub {
 	return nvr.Hub{
 		ID: "hub_1", Account: "demo", Name: "Villa", CreatedAt: at, EnrolledAt: at, Online: true, MQTT: true,
-		TimeZone: "Europe/Zagreb", Limits: wire.HubLimits{Uplink: "1M"}, Revision: 7,
+		TimeZone: "Europe/Zagreb", Zone: "fra1", Limits: wire.HubLimits{Uplink: "1M"}, Revision: 7,
 		Reported: &wire.Reported{Hub: "hub_1", Boot: "b", Online: true, Serial: 3, Agent: "vms-agent 1", At: at, Revision: 6, State: wire.Syncing, Clock: &wire.ReportedClock{ErrorMS: 40, Source: "nvr"}},
 	}
 }
@@ -169,6 +170,38 @@ func (f *fakeNVR) UpdateHub(_ context.Context, acct vms.AccountID, _ vms.HubID, 
 	f.hubPatch = p
 	f.mu.Unlock()
 	return f.hub(), f.asked(acct)
+}
+
+func (f *fakeNVR) Workers() []nvr.WorkerStatus {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	w := nvr.WorkerStatus{
+		WorkerInfo: vms.WorkerInfo{
+			ID: "ch_1", Instance: "run_1", Zone: "fra1", Version: "1.4", PushURL: "ws://w1/push/v1", LiveURL: "ws://w1/live/v1/mse",
+			Capacity: vms.WorkerCapacity{Streams: 40, BytesPerSecond: 1e6},
+		},
+		WorkerLoad: vms.WorkerLoad{
+			Streams: 2, Lanes: 3, Viewers: 4, BytesPerSecond: 5, TmpfsUsed: 6, TmpfsLimit: 7, Lag: 8 * time.Millisecond,
+			UploadsWaiting: 9, Overloaded: true,
+		},
+		Assigned: 1, Since: at, Seen: at, State: nvr.WorkerUp,
+	}
+	if len(f.drained) > 0 {
+		w.State = nvr.WorkerDraining
+	}
+	return []nvr.WorkerStatus{w}
+}
+
+func (f *fakeNVR) WorkersWanted() int { return 3 }
+
+func (f *fakeNVR) DrainWorker(_ context.Context, id vms.WorkerID) error {
+	err := f.asked("demo")
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err == nil {
+		f.drained = append(f.drained, id)
+	}
+	return err
 }
 
 func (f *fakeNVR) Command(_ context.Context, acct vms.AccountID, _ vms.HubID, c wire.Command, wait time.Duration) (wire.CommandReply, error) {

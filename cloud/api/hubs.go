@@ -20,6 +20,7 @@ type Hub struct {
 	Online   bool      `json:"online" doc:"It can be told something now, over MQTT or its control line."`
 	MQTT     bool      `json:"mqtt" doc:"It is connected to the MQTT broker."`
 	TimeZone string    `json:"time_zone" example:"Europe/Zagreb" doc:"The IANA name of the zone that its schedules are in; empty: UTC."`
+	Zone     string    `json:"zone" example:"fra1" doc:"Where the workers of its streams should be; empty: anywhere."`
 	Limits   HubLimits `json:"limits" doc:"Limits of the hub as a whole."`
 	Revision int64     `json:"revision" example:"1795345200123" doc:"Of what it should do now: it rises with every change. 0: it was never told anything."`
 	// Reported is from memory: after a restart it is absent until the hub has spoken.
@@ -53,6 +54,7 @@ type HubClock struct {
 type HubChange struct {
 	Name     Patch[string]          `json:"name,omitzero" nullable:"false" minLength:"1" maxLength:"100" example:"Villa" doc:"For people."`
 	TimeZone Patch[string]          `json:"time_zone,omitzero" maxLength:"64" example:"Europe/Zagreb" doc:"An IANA name; null: UTC. Schedules are in it from now on."`
+	Zone     Patch[string]          `json:"zone,omitzero" maxLength:"64" example:"fra1" doc:"Of workers (see their list): those of another zone get its streams only while this one has none with room. null: anywhere."`
 	Limits   Patch[HubLimitsChange] `json:"limits,omitzero" doc:"null: none."`
 }
 
@@ -178,7 +180,7 @@ func (s *server) updateHub(ctx context.Context, in *struct {
 	if b.Name.Null {
 		return nil, invalid("body.name", "cannot be cleared")
 	}
-	p := nvr.HubPatch{Name: b.Name.ptr(), TimeZone: b.TimeZone.ptr(), Uplink: b.Limits.Value.Uplink.ptr()}
+	p := nvr.HubPatch{Name: b.Name.ptr(), TimeZone: b.TimeZone.ptr(), Zone: b.Zone.ptr(), Uplink: b.Limits.Value.Uplink.ptr()}
 	if b.Limits.Null {
 		p.Uplink = new(string)
 	}
@@ -201,7 +203,7 @@ func (s *server) enroll(ctx context.Context, in *struct{ Body EnrolRequest }) (*
 func hubOf(h nvr.Hub) Hub {
 	out := Hub{
 		ID: h.ID, Name: h.Name, Online: h.Online, MQTT: h.MQTT,
-		TimeZone: h.TimeZone, Limits: HubLimits{Uplink: h.Limits.Uplink}, Revision: h.Revision,
+		TimeZone: h.TimeZone, Zone: h.Zone, Limits: HubLimits{Uplink: h.Limits.Uplink}, Revision: h.Revision,
 		CreatedAt: Time{h.CreatedAt}, EnrolledAt: optionalTime(h.EnrolledAt),
 	}
 	if r := h.Reported; r != nil {

@@ -281,6 +281,11 @@ func TestFromHubToRecording(t *testing.T) {
 		t.Errorf("changed hub %v", changed)
 	}
 	c.call("PATCH", "/api/v1/hubs/"+hubID, `{"time_zone":"Europe/Atlantis"}`, 422)
+	c.call("PATCH", "/api/v1/hubs/"+hubID, `{"zone":"Frankfurt 1"}`, 422)
+	if got := c.call("PATCH", "/api/v1/hubs/"+hubID, `{"zone":"fra1"}`, 200); got["zone"] != "fra1" || got["time_zone"] != "Europe/Zagreb" {
+		t.Errorf("hub in a zone %v", got)
+	}
+	c.call("POST", "/api/v1/workers/worker_none/drain", "", 404)
 	c.call("PATCH", "/api/v1/hubs/"+hubID, `{"limits":{"uplink":"fast"}}`, 422)
 	c.call("PATCH", path, `{"mode":"scheduled"}`, 422)
 	c.call("PATCH", path, `{"mode":"scheduled","schedule":"mon-fry"}`, 422)

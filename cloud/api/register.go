@@ -57,6 +57,7 @@ func newHuma(mux *http.ServeMux, c Config) huma.API {
 			{Name: tagStreams, Description: "Starting and stopping what a channel's hub sends, and watching it live."},
 			{Name: tagRecordings, Description: "The timeline: every second is recorded, pending on the hub, or a gap with a cause."},
 			{Name: tagHubs, Description: "A hub is a device that runs the agent beside the cameras."},
+			{Name: tagWorkers, Description: "What receives the streams: for the operator."},
 			{Name: tagEvents, Description: "What happens, as it happens."},
 			{Name: tagLogin, Description: "Sessions for browsers."},
 		},
@@ -77,6 +78,7 @@ const (
 	tagStreams    = "streams"
 	tagRecordings = "recordings"
 	tagHubs       = "hubs"
+	tagWorkers    = "workers"
 	tagEvents     = "events"
 	tagLogin      = "login"
 )

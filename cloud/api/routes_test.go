@@ -40,8 +40,10 @@ var routes = []struct {
 	{"DELETE", "/api/v1/login", "", 204, true},
 	{"GET", "/api/v1/me", "", 200, false},
 	{"POST", "/api/v1/login-codes", "", 201, false},
-	{"PATCH", "/api/v1/hubs/{id}", `{"time_zone":"Europe/Zagreb","limits":{"uplink":"1M"}}`, 200, false},
+	{"PATCH", "/api/v1/hubs/{id}", `{"time_zone":"Europe/Zagreb","zone":"fra1","limits":{"uplink":"1M"}}`, 200, false},
 	{"POST", "/api/v1/hubs/{id}/commands", `{"kind":"doctor"}`, 200, false},
+	{"GET", "/api/v1/workers", "", 200, false},
+	{"POST", "/api/v1/workers/{id}/drain", "", 202, false},
 }
 
 var anyTime = regexp.MustCompile(`"\d{4}-\d\d-\d\dT[^"]*"`)

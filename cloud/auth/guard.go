@@ -130,15 +130,26 @@ func changes(r *http.Request) bool {
 //
 // Agents and other programs send no Origin and pass. It belongs around all that
 // the listener serves.
-func (a *Auth) Guard(next http.Handler) http.Handler {
+func (a *Auth) Guard(next http.Handler) http.Handler { return a.guard.before(next) }
+
+// Guard is Auth.Guard for a listener that knows no accounts.
+func Guard(listen, publicURL string, next http.Handler) (http.Handler, error) {
+	g, err := newGuard(listen, publicURL, nil)
+	if err != nil {
+		return nil, fmt.Errorf("auth: %w", err)
+	}
+	return g.before(next), nil
+}
+
+func (g *guard) before(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
-		case !a.guard.ours(r.Host):
+		case !g.ours(r.Host):
 			problem.Write(w, &problem.Problem{
 				Type: typeHost, Title: "Wrong host", Status: http.StatusMisdirectedRequest,
 				Detail: "This server does not go by the name in the Host header; its public URL would tell it of another.",
 			})
-		case a.guard.foreign(r) && (changes(r) || len(r.CookiesNamed(CookieName)) > 0):
+		case g.foreign(r) && (changes(r) || len(r.CookiesNamed(CookieName)) > 0):
 			problem.Write(w, &problem.Problem{
 				Type: typeOrigin, Title: "Foreign origin", Status: http.StatusForbidden,
 				Detail: "A page of another origin may not call this server.",

@@ -106,14 +106,6 @@ func (r *rig) peek() (agentStream, bool) {
 	return list[i], true
 }
 
-// lasts lets real time pass: the length of an outage is part of the test.
-func (r *rig) lasts(d time.Duration) {
-	select {
-	case <-time.After(d):
-	case <-r.t.Context().Done():
-	}
-}
-
 // quiet freezes the camera, and waits until the agent has all that it sent.
 func (r *rig) quiet() {
 	r.t.Helper()

@@ -2,11 +2,13 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"errors"
 	"io"
+	"io/fs"
 	"iter"
 	"maps"
 	"math/rand/v2"
@@ -226,6 +228,7 @@ type simWorker struct {
 
 	mu   sync.Mutex
 	n    int
+	left string  // the directory of a run that was killed, for the next one
 	run  *simRun // nil: it does not run
 	wait sync.WaitGroup
 }
@@ -238,6 +241,7 @@ type simRun struct {
 	once   sync.Once
 	ln     *simListener
 	stop   context.CancelFunc
+	line   simWorkerLine
 }
 
 func (r *simRun) dead() bool {
@@ -257,7 +261,7 @@ func (s *simWorker) start() {
 		return
 	}
 	s.n++
-	r := &simRun{dir: filepath.Join(s.w.dir, string(s.id)+"-"+strconv.Itoa(s.n)), killed: make(chan struct{}), ln: newSimListener()}
+	r := &simRun{dir: cmp.Or(s.left, filepath.Join(s.w.dir, string(s.id)+"-"+strconv.Itoa(s.n))), killed: make(chan struct{}), ln: newSimListener()}
 	v := simSigner().Verifier()
 	p := s.w.profile
 	w, err := worker.New(worker.Config{
@@ -270,7 +274,7 @@ func (s *simWorker) start() {
 		s.w.violation("worker %s does not start: %v", s.id, err)
 		return
 	}
-	r.worker = w
+	r.worker, r.line.w = w, w
 	srv := &http.Server{Handler: w.PushHandler(), ReadHeaderTimeout: time.Minute, ErrorLog: s.w.log.std}
 	ctx, stop := context.WithCancel(context.Background())
 	r.stop = stop
@@ -297,8 +301,11 @@ func (s *simWorker) end(kill bool) {
 		return
 	}
 	s.run = nil
+	s.left = ""
 	if kill {
 		r.once.Do(func() { close(r.killed) })
+		s.left = r.dir + "-left"
+		s.w.cloud.must(copyTmpfs(s.left, r.dir))
 	}
 	s.net.set(func(n *simNet) { n.server = nil })
 	if kill {
@@ -307,6 +314,31 @@ func (s *simWorker) end(kill bool) {
 	}
 	r.stop()
 	s.w.cloud.unregister(s, r, kill)
+}
+
+// copyTmpfs keeps what a killed process leaves. Its files may go while they are
+// copied: it was killed before that.
+func copyTmpfs(to, from string) error {
+	if err := os.MkdirAll(to, 0o700); err != nil {
+		return err
+	}
+	list, err := os.ReadDir(from)
+	if err != nil {
+		return err
+	}
+	for _, f := range list {
+		b, err := os.ReadFile(filepath.Join(from, f.Name()))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(to, f.Name()), b, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // simLinkToNVR is the NVR as one run of a worker sees it.
@@ -372,6 +404,7 @@ type simCloud struct {
 	down     bool
 	muddle   bool // answers are lost now and then
 	known    map[vms.WorkerID]vms.WorkerInfo
+	lines    map[vms.WorkerID]*simWorkerLine
 	sessions map[*simSession]bool
 	wait     sync.WaitGroup
 	busy     atomic.Int64 // events on their way
@@ -420,8 +453,8 @@ func (c *simCloud) start() {
 	ctx, stop := context.WithCancel(context.Background())
 	c.mu.Lock()
 	c.nvr, c.stop = n, stop
-	for _, info := range c.known {
-		n.RegisterWorker(info)
+	for id, info := range c.known {
+		c.must(n.WorkerUp(info, c.lines[id]))
 	}
 	c.mu.Unlock()
 	c.wait.Go(func() {
@@ -505,11 +538,41 @@ func (c *simCloud) instanceOf(id vms.WorkerID) vms.Instance {
 func (c *simCloud) register(s *simWorker, r *simRun) {
 	info := vms.WorkerInfo{ID: s.id, Instance: r.worker.Instance(), PushURL: "ws://" + s.net.host + "/push/v1"}
 	c.mu.Lock()
-	c.known[s.id] = info
+	c.known[s.id], c.lines[s.id] = info, &r.line
 	n := c.nvr
 	c.mu.Unlock()
-	n.RegisterWorker(info)
+	up := n.WorkerUp(info, &r.line) == nil // else the run before was heard a moment ago
+	s.wait.Go(func() { c.beat(info, r, up) })
 }
+
+// beat says every second that a run of a worker lives.
+func (c *simCloud) beat(info vms.WorkerInfo, r *simRun, up bool) {
+	for !r.dead() {
+		c.mu.Lock()
+		n, known := c.nvr, c.known[info.ID].Instance == info.Instance
+		c.mu.Unlock()
+		if !known {
+			return
+		}
+		if !up {
+			up = n.WorkerUp(info, &r.line) == nil
+		}
+		n.WorkerAlive(info.ID, info.Instance, vms.WorkerLoad{})
+		select {
+		case <-c.w.over:
+			return
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// simWorkerLine is the NVR's line to a run of a worker.
+type simWorkerLine struct{ w *worker.Worker }
+
+func (l *simWorkerLine) Revoke(sids []vms.SID)     { l.w.Revoke(sids) }
+func (*simWorkerLine) Moved(vms.ChannelID, string) {}
+func (*simWorkerLine) Drain()                      {}
+func (*simWorkerLine) Replace()                    {}
 
 // unregister forgets a run that goes, at once, or that was killed, when that is
 // noticed.
@@ -519,8 +582,9 @@ func (c *simCloud) unregister(s *simWorker, r *simRun, killed bool) {
 		defer c.mu.Unlock()
 		if c.known[s.id].Instance == r.worker.Instance() {
 			delete(c.known, s.id)
+			delete(c.lines, s.id)
 		}
-		c.nvr.UnregisterWorker(s.id, r.worker.Instance())
+		c.nvr.WorkerDown(s.id, r.worker.Instance(), &r.line)
 	}
 	if !killed {
 		forget()

@@ -353,7 +353,7 @@ type world struct {
 func newWorld(s schedule, dir string) *world {
 	w := &world{schedule: s, dir: dir, over: make(chan struct{}), stopCams: make(chan struct{}), rng: rand.New(rand.NewPCG(s.seed, 2))}
 	w.log = newSimLog(w)
-	w.cloud = &simCloud{w: w, store: nvrtest.NewStore(), sids: map[vms.ChannelID]vms.SID{}, known: map[vms.WorkerID]vms.WorkerInfo{}, sessions: map[*simSession]bool{}}
+	w.cloud = &simCloud{w: w, store: nvrtest.NewStore(), sids: map[vms.ChannelID]vms.SID{}, known: map[vms.WorkerID]vms.WorkerInfo{}, lines: map[vms.WorkerID]*simWorkerLine{}, sessions: map[*simSession]bool{}}
 	w.bucket = &simBucket{rng: rand.New(rand.NewPCG(s.seed, 3)), objects: map[string]simObject{}, ever: map[vms.ChannelID]*vms.ChunkSet{}, created: w.cloud.created}
 	var chs []vms.ChannelID
 	for i := range s.channels {

@@ -43,7 +43,7 @@ func runTests(m *testing.M) int {
 	bin = dir
 	for name, pkg := range map[string]string{
 		"vms-cloud": "cloud/cmd/vms-cloud", "vms-agent": "agent/cmd/vms-agent",
-		"vms-demo-camera": "scripts/demo-camera", "vms-run": "scripts/run", "objectstore": "cloud/e2e/objectstore",
+		"vms-demo-camera": "scripts/demo-camera", "vms-run": "scripts/run", "objectstore": "cloud/e2e/objectstore", "workerbench": "cloud/e2e/workerbench",
 	} {
 		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, name), "github.com/zipato/vms/"+pkg)
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -209,6 +209,8 @@ type stackOptions struct {
 	link                bool // the agent reaches the cloud through a chaos proxy
 	cloudArgs, cloudEnv []string
 	agentArgs, agentEnv []string
+	// front stands between hubs and what is at an address, and returns its own.
+	front func(address string) string
 	// enrolled is called between the hub's enrolment and its first start.
 	enrolled func(*stack)
 }
@@ -231,6 +233,10 @@ func startStack(t testing.TB, o stackOptions) *stack {
 	if o.link {
 		s.link = chaos.New(t, listen)
 		public = "http://" + s.link.Addr()
+		args = append(args, "-public-url", public)
+	}
+	if o.front != nil {
+		public = "http://" + o.front(strings.TrimPrefix(public, "http://"))
 		args = append(args, "-public-url", public)
 	}
 	s.cloud = startProgram(t, "vms-cloud", o.cloudEnv, args...)

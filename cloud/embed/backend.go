@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	awss3 "github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/versity/versitygw/backend"
@@ -53,7 +54,7 @@ func newDurable(objects, metaDir string, created func(bucket, key string)) (*dur
 	}
 	opts.SetNewDirPerm(0o700)
 	opts.SetNewFilePerm(0o600)
-	p, err := posix.New(objects, &syncedSidecar{SideCar: sidecar, dir: metaDir}, opts)
+	p, err := posix.New(objects, &syncedSidecar{SideCar: sidecar, dir: metaDir, objects: objects, since: time.Now()}, opts)
 	if err != nil {
 		return nil, fmt.Errorf("object directory: %w", err)
 	}
@@ -106,6 +107,7 @@ func (d *durable) PutObject(ctx context.Context, in s3response.PutObjectInput) (
 	out, err := d.PutObjectWithPostFunc(ctx, in, (*os.File).Sync)
 	bucket, key := deref(in.Bucket), deref(in.Key)
 	if err != nil {
+		drain(in.Body)
 		// "The object exists" is an answer that somebody may forget the
 		// original on, and the writer who made it may not have synced yet.
 		if s, ok := errors.AsType[s3err.S3Error](err); ok && s.BaseError().Code == "PreconditionFailed" {
@@ -125,7 +127,19 @@ func (d *durable) PutObject(ctx context.Context, in s3response.PutObjectInput) (
 // UploadPart stores a part of an object to come, whole or not at all.
 func (d *durable) UploadPart(ctx context.Context, in *awss3.UploadPartInput) (*awss3.UploadPartOutput, error) {
 	in.Body = requireWhole(in.Body, in.ContentLength)
-	return d.UploadPartWithPostFunc(ctx, in, (*os.File).Sync)
+	out, err := d.UploadPartWithPostFunc(ctx, in, (*os.File).Sync)
+	if err != nil {
+		drain(in.Body)
+	}
+	return out, err
+}
+
+// drain takes the rest of a request that was refused. Else the connection would
+// be closed on a sender who has more to send, and who would not get to read why.
+func drain(body io.Reader) {
+	if body != nil {
+		_, _ = io.Copy(io.Discard, body)
+	}
 }
 
 // CompleteMultipartUpload does for an object made of parts what PutObject does.
@@ -223,10 +237,33 @@ const sidecarDir = "meta"
 // syncedSidecar writes attributes where meta.SideCar reads them, synced.
 type syncedSidecar struct {
 	meta.SideCar
-	dir string
+	dir     string
+	objects string
+	since   time.Time // when this process began to write
 }
 
 var _ meta.MetadataStorer = (*syncedSidecar)(nil)
+
+// etag is the attribute by which versitygw tells whether a key is taken.
+const etag = "etag"
+
+// RetrieveAttribute implements meta.MetadataStorer. A process that was killed
+// between the attributes of an object and its name has left an etag of nothing:
+// with it, no conditional write of that key would ever succeed. One that is being
+// written now is another matter: it takes the key.
+func (s *syncedSidecar) RetrieveAttribute(f *os.File, bucket, object, attribute string) ([]byte, error) {
+	value, err := s.SideCar.RetrieveAttribute(f, bucket, object, attribute)
+	if err != nil || attribute != etag || object == "" {
+		return value, err
+	}
+	if _, err := os.Lstat(filepath.Join(s.objects, bucket, object)); !errors.Is(err, fs.ErrNotExist) {
+		return value, nil
+	}
+	if info, err := os.Stat(filepath.Join(s.dir, bucket, object, sidecarDir, etag)); err == nil && info.ModTime().Before(s.since) {
+		return nil, meta.ErrNoSuchKey
+	}
+	return value, nil
+}
 
 // StoreAttribute implements meta.MetadataStorer.
 func (s *syncedSidecar) StoreAttribute(_ *os.File, bucket, object, attribute string, value []byte) error {

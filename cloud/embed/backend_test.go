@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	awss3 "github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
@@ -106,5 +107,48 @@ func TestWriteFileDurablyReplacesWhole(t *testing.T) {
 	}
 	if err := writeFileDurably(filepath.Join(t.TempDir(), "missing", "f"), nil); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("into a missing directory: %v", err)
+	}
+}
+
+// A process that was killed in the middle of a PUT leaves attributes of an object
+// that never got its name. They must not keep the key taken for ever; those that
+// a PUT of this process is about to use do take it.
+func TestAttributesOfNoObject(t *testing.T) {
+	objects, metaDir := t.TempDir(), t.TempDir()
+	library, err := meta.NewSideCar(metaDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	started := time.Now().Add(-time.Minute)
+	s := &syncedSidecar{SideCar: library, dir: metaDir, objects: objects, since: started}
+	file := filepath.Join(metaDir, "bucket", "a", sidecarDir, etag)
+	for _, tt := range []struct {
+		name    string
+		written time.Time
+		object  bool
+		taken   bool
+	}{
+		{"being written", started.Add(time.Second), false, true},
+		{"left by another process", started.Add(-time.Second), false, false},
+		{"of an object that is there", started.Add(-time.Second), true, true},
+	} {
+		if err := s.StoreAttribute(nil, "bucket", "a", etag, []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(file, tt.written, tt.written); err != nil {
+			t.Fatal(err)
+		}
+		if tt.object {
+			if err := os.MkdirAll(filepath.Join(objects, "bucket"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(objects, "bucket", "a"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		value, err := s.RetrieveAttribute(nil, "bucket", "a", etag)
+		if taken := err == nil && string(value) == "x"; taken != tt.taken || !taken && !errors.Is(err, meta.ErrNoSuchKey) {
+			t.Errorf("%s: %q, %v, want the key taken: %v", tt.name, value, err, tt.taken)
+		}
 	}
 }

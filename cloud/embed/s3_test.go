@@ -19,6 +19,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+
 	"github.com/zipato/vms/cloud/embed"
 	"github.com/zipato/vms/cloud/objstore"
 	"github.com/zipato/vms/cloud/objstore/objstoretest"
@@ -81,6 +84,37 @@ func input(body string) objstore.PutInput {
 func TestConformance(t *testing.T) {
 	srv := start(t)
 	objstoretest.Run(t, func(t *testing.T) objstore.Store { return open(t, srv) })
+	// Large objects are sent in parts, and found like others.
+	small := func(cfg *s3.Config) { cfg.Single = 6 << 20 }
+	objstoretest.RunUploads(t, func(t *testing.T) objstore.Store { return open(t, srv, small) }, func(u *objstoretest.Uploads) { u.Large = 11 << 20 })
+}
+
+// TestUnfinishedUploadsAreRemoved: what a program left that was killed in the
+// middle of a large object.
+func TestUnfinishedUploadsAreRemoved(t *testing.T) {
+	srv := start(t)
+	core, err := minio.NewCore(srv.Addr().String(), &minio.Options{Creds: credentials.NewStaticV4("access", "secret-key", ""), Region: "us-east-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"recordings/a/1.mp4", "recordings/b/2.mp4", "parts/a/3.mp4"} {
+		if _, err := core.NewMultipartUpload(t.Context(), "vms", key, minio.PutObjectOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	store := open(t, srv)
+	for _, c := range []struct {
+		before time.Time
+		want   int
+	}{{time.Now().Add(-time.Hour), 0}, {time.Now().Add(time.Hour), 2}, {time.Now().Add(time.Hour), 0}} {
+		if n, err := store.AbortStale(t.Context(), "recordings/", c.before); n != c.want || err != nil {
+			t.Errorf("AbortStale = %d, %v, want %d", n, err, c.want)
+		}
+	}
+	left, err := core.ListMultipartUploads(t.Context(), "vms", "", "", "", "", 10)
+	if err != nil || len(left.Uploads) != 1 || left.Uploads[0].Key != "parts/a/3.mp4" {
+		t.Errorf("left %+v, %v", left.Uploads, err)
+	}
 }
 
 func TestObjectsSurviveRestart(t *testing.T) {

@@ -11,72 +11,32 @@ import (
 	"github.com/zipato/vms/pkg/wire"
 )
 
-// RegisterWorker makes a worker known, or replaces what was known of it.
-// Sessions that wait for a worker are assigned to it.
-func (n *NVR) RegisterWorker(w vms.WorkerInfo) {
-	n.mu.Lock()
-	known := n.workers[w.ID] == w
-	n.workers[w.ID] = w
-	var waiting []*liveSession
-	for _, ls := range n.sessions {
-		if ls.link != nil && ls.worker == "" {
-			waiting = append(waiting, ls)
-		}
-	}
-	n.mu.Unlock()
-	if !known {
-		n.Log.Info("worker registered", "worker", w.ID, "instance", w.Instance)
-	}
-	for _, ls := range waiting {
-		n.assignWaiting(ls)
-	}
-}
+// errOvertaken says that a newer connection or assignment is there.
+var errOvertaken = fmt.Errorf("%w: a newer connection or assignment is there", vms.ErrConflict)
 
-// assignWaiting sends a session the assignment that it could not get before.
-func (n *NVR) assignWaiting(ls *liveSession) {
-	n.mu.Lock()
-	s, link := ls.Session, ls.link
-	n.mu.Unlock()
-	if link == nil {
-		return // it went meanwhile
-	}
-	a, err := n.assign(s, link, "", "", "start")
-	if err != nil {
-		n.Log.Error("no assignment for a waiting session", "sid", s.SID, "channel", s.Channel, "err", err)
-		return
-	}
-	if a != nil {
-		link.Send(a)
-	}
-}
-
-// UnregisterWorker forgets a worker's instance: no stream is assigned to it any more.
-func (n *NVR) UnregisterWorker(id vms.WorkerID, instance vms.Instance) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.workers[id].Instance == instance {
-		delete(n.workers, id)
-	}
-}
+// fresh is for how long an agent that complains of a worker may not have heard of
+// the one that it has since.
+const fresh = 2 * time.Second
 
 // Assign begins a session over link: it fences whatever connection this
 // session had, notes what the hub holds, and says where to push. Nil without
-// an error means that there is no worker; the assignment follows over link when
-// one registers. A worker instance that the agent pushes to already is kept as
-// long as it is registered. A *Refusal means the session ended meanwhile.
+// an error means that there is no worker for it now; the assignment follows over
+// link when there is. A worker instance that the agent pushes to already is kept
+// as long as it is up. A *Refusal means the session ended meanwhile.
 func (n *NVR) Assign(ctx context.Context, s Session, hello *wire.SessionHello, link StreamLink) (*wire.Assign, error) {
 	var err error
 	if s.Generation, err = n.raise(ctx, s.SID); err != nil {
 		return nil, err
 	}
-	if err := n.attach(s, hello, link); err != nil {
+	ls, err := n.attach(s, hello, link)
+	if err != nil {
 		return nil, err
 	}
 	durable, err := n.durable(ctx, s.Channel, hello.Holding)
 	if err != nil {
 		return nil, err
 	}
-	a, err := n.assign(s, link, hello.Worker, "", "start")
+	a, err := n.place(ls, link, s.Generation, order{keep: hello.Worker, why: wire.WhyStart})
 	if err != nil {
 		return nil, err
 	}
@@ -89,58 +49,96 @@ func (n *NVR) Assign(ctx context.Context, s Session, hello *wire.SessionHello, l
 	return a, nil
 }
 
-// WantWorker answers an agent whose worker is no good.
+// WantWorker answers an agent whose worker is no good. Nil as in Assign.
 func (n *NVR) WantWorker(ctx context.Context, s Session, m *wire.WantWorker, link StreamLink) (*wire.Assign, error) {
-	if !n.current(s, link) { // it must not fence the one that replaced it
+	now := n.now()
+	n.mu.Lock()
+	ls := n.sessions[s.SID]
+	if ls == nil || ls.link != link { // it must not fence the one that replaced it
+		n.mu.Unlock()
 		return nil, fmt.Errorf("session %s: %w: a newer connection is there", s.SID, vms.ErrConflict)
 	}
-	var err error
-	if s.Generation, err = n.raise(ctx, s.SID); err != nil {
-		return nil, err
-	}
-	n.mu.Lock()
-	if ls := n.sessions[s.SID]; ls != nil && ls.link == link {
-		ls.Session.Generation = s.Generation
+	o := order{avoid: [2]vms.Instance{m.Instance}, why: wire.WhyRequested}
+	if w := ls.at; w != nil && (m.Instance == "" || now.Sub(ls.ticketed) >= fresh) {
+		o.avoid[1] = w.info.Instance // it never got there; what it names is where it was before
 	}
 	n.mu.Unlock()
 	n.Log.Info("agent asks for another worker", "channel", s.Channel, "hub", s.Hub, "instance", m.Instance, "why", m.Why)
-	return n.assign(s, link, "", m.Instance, "requested")
+	gen, err := n.raise(ctx, s.SID)
+	if err != nil {
+		return nil, err
+	}
+	a, err := n.place(ls, link, gen, o)
+	if errors.Is(err, errOvertaken) && n.current(ls, link) {
+		return nil, nil // another assignment is on its way
+	}
+	return a, err
 }
 
-// current reports whether link is the connection of session s.
-func (n *NVR) current(s Session, link StreamLink) bool {
+// current reports whether link is the connection of session ls.
+func (n *NVR) current(ls *liveSession, link StreamLink) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	ls := n.sessions[s.SID]
-	return ls != nil && ls.link == link
+	return n.sessions[ls.SID] == ls && ls.link == link
 }
 
-func (n *NVR) raise(ctx context.Context, sid vms.SID) (vms.Generation, error) {
-	g, err := n.Store.NextGeneration(ctx, sid)
-	if errors.Is(err, vms.ErrNotFound) {
-		return 0, refuse(wire.ProblemRevoked, vms.ErrRevoked, "This session was revoked.")
-	}
-	if err != nil {
-		return 0, fmt.Errorf("raise generation of session %s: %w", sid, err)
-	}
-	return g, nil
-}
-
-// assign picks a worker, prefers keep, avoids avoid unless there is no other,
-// and writes the ticket. Nil: there is none.
-func (n *NVR) assign(s Session, link StreamLink, keep, avoid vms.Instance, why string) (*wire.Assign, error) {
+// place gives the session of link, whose generation was raised to gen, the
+// worker that o asks for, and writes the ticket. Nil: it waits for one; or, when
+// it was to leave another, it stays where it is. errOvertaken: link or gen is not
+// the newest.
+func (n *NVR) place(ls *liveSession, link StreamLink, gen vms.Generation, o order) (*wire.Assign, error) {
 	now := n.now()
 	n.mu.Lock()
-	w, ok := n.pick(keep, avoid)
-	ls := n.sessions[s.SID]
-	if ls != nil && ls.link == link {
-		ls.worker, ls.ticketed = w.ID, now
+	if n.sessions[ls.SID] != ls || ls.link != link || ls.Generation > gen || ls.Generation == gen && ls.assigned {
+		n.mu.Unlock()
+		return nil, fmt.Errorf("session %s: %w", ls.SID, errOvertaken)
 	}
-	n.mu.Unlock()
-	if !ok {
+	w, why := n.choose(ls, o)
+	if o.from != nil && (w == nil || ls.at != o.from) {
+		n.mu.Unlock()
 		return nil, nil
 	}
-	return n.assignment(s, w, why, now)
+	ls.Generation = gen
+	if w == nil {
+		n.seat(ls, nil)
+		n.wait(ls, o)
+		n.mu.Unlock()
+		return nil, nil
+	}
+	if why != wire.WhyStart {
+		ls.moved = n.Clock()
+	}
+	n.seat(ls, w)
+	ls.assigned, ls.ticketed = true, now
+	s, info := ls.Session, w.info
+	n.mu.Unlock()
+	if why != wire.WhyStart {
+		n.Log.Info("stream goes to another worker", "channel", s.Channel, "worker", info.ID, "generation", gen, "why", why)
+	}
+	return n.assignment(s, info, why, now)
+}
+
+// seat assigns a session to a worker; nil: to none. n.mu is held.
+func (n *NVR) seat(ls *liveSession, w *workerState) {
+	if ls.at != nil {
+		delete(ls.at.seats, ls)
+	}
+	delete(n.waiting, ls)
+	if ls.at = w; w != nil {
+		w.seats[ls] = struct{}{}
+	}
+}
+
+// wait has a session that is assigned to none get a worker when there is one. n.mu is held.
+func (n *NVR) wait(ls *liveSession, o order) {
+	if ls.link != nil {
+		n.waiting[ls], ls.order = struct{}{}, o
+	}
+}
+
+// move makes an order for a session one that can be carried out. n.mu is held.
+func (ls *liveSession) move(o order) move {
+	return move{ls: ls, link: ls.link, sid: ls.SID, gen: ls.Generation, raise: ls.assigned, order: o}
 }
 
 // assignment writes the ticket of session s for worker w.
@@ -169,53 +167,23 @@ func (n *NVR) renewTickets(context.Context) error {
 	now := n.now()
 	var due []renewal
 	n.mu.Lock()
-	for _, ls := range n.sessions {
-		w, ok := n.workers[ls.worker]
-		if ls.link != nil && ok && now.Sub(ls.ticketed) >= n.TicketTTL/2 {
-			ls.ticketed = now
-			due = append(due, renewal{ls.Session, ls.link, w})
+	for _, w := range n.workers {
+		for ls := range w.seats {
+			if now.Sub(ls.ticketed) >= n.TicketTTL/2 {
+				ls.ticketed = now
+				due = append(due, renewal{ls.Session, ls.link, w.info})
+			}
 		}
 	}
 	n.mu.Unlock()
 	for _, r := range due {
-		a, err := n.assignment(r.Session, r.worker, "renew", now)
+		a, err := n.assignment(r.Session, r.worker, wire.WhyRenew, now)
 		if err != nil {
 			return err // it is the signer that fails: the others would fare no better
 		}
 		r.link.Send(a)
 	}
 	return nil
-}
-
-// pick chooses the worker with the fewest sessions. n.mu is held.
-func (n *NVR) pick(keep, avoid vms.Instance) (vms.WorkerInfo, bool) {
-	load := make(map[vms.WorkerID]int, len(n.workers))
-	for _, ls := range n.sessions {
-		if ls.link != nil {
-			load[ls.worker]++
-		}
-	}
-	var best vms.WorkerInfo
-	better := func(w vms.WorkerInfo) bool {
-		switch {
-		case best.ID == "":
-			return true
-		case (w.Instance == avoid) != (best.Instance == avoid):
-			return best.Instance == avoid
-		case load[w.ID] != load[best.ID]:
-			return load[w.ID] < load[best.ID]
-		}
-		return w.ID < best.ID
-	}
-	for _, w := range n.workers {
-		if keep != "" && w.Instance == keep {
-			return w, true
-		}
-		if better(w) {
-			best = w
-		}
-	}
-	return best, best.ID != ""
 }
 
 // durable says which of the held chunks are in S3 already.

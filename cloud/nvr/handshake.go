@@ -44,12 +44,7 @@ func (n *NVR) CheckHandshake(ctx context.Context, h Handshake) (Session, error) 
 	if err != nil {
 		return Session{}, err
 	}
-	n.mu.Lock()
-	workers := len(n.workers)
-	n.mu.Unlock()
-	if workers == 0 {
-		return Session{}, refuse(wire.ProblemNoWorker, vms.ErrUnavailable, "No worker can take a stream at this moment.")
-	}
+	s.Zone = hub.Zone
 	return s, nil
 }
 

@@ -95,7 +95,7 @@ func (n *NVR) Hub(ctx context.Context, acct vms.AccountID, id vms.HubID) (Hub, e
 }
 
 // UpdateHub changes a hub. It learns of it at once if it is online, else when it
-// comes back.
+// comes back. Its streams move to workers of its zone by and by.
 func (n *NVR) UpdateHub(ctx context.Context, acct vms.AccountID, id vms.HubID, p HubPatch) (Hub, error) {
 	var before Hub
 	h, err := n.Store.UpdateHub(ctx, acct, id, n.now(), func(h *Hub) error {
@@ -103,16 +103,23 @@ func (n *NVR) UpdateHub(ctx context.Context, acct vms.AccountID, id vms.HubID, p
 		set(&h.Name, p.Name)
 		set(&h.TimeZone, p.TimeZone)
 		set(&h.Limits.Uplink, p.Uplink)
+		set(&h.Zone, p.Zone)
 		if err := validName("name", h.Name); err != nil {
 			return err
 		}
 		if err := validUplink(h.Limits.Uplink); err != nil {
 			return err
 		}
+		if h.Zone != "" && !vms.ValidID(h.Zone) {
+			return fieldError("zone", "must be 1 to 64 of a-z, 0-9, - and _, or empty")
+		}
 		return validZone(h.TimeZone)
 	})
 	if err != nil {
 		return Hub{}, fmt.Errorf("update hub %s: %w", id, err)
+	}
+	if before.Zone != h.Zone {
+		n.rezone(id, h.Zone)
 	}
 	if changed, _ := HubEffectsOf(before, h); changed {
 		n.tell(id)

@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
-	"strings"
 	"time"
 
-	"github.com/zipato/vms/pkg/token"
 	"github.com/zipato/vms/pkg/vms"
 	"github.com/zipato/vms/pkg/wire"
 )
@@ -17,11 +14,14 @@ import (
 // what the hub holds is pending until it says otherwise. NVR.mu guards it.
 type liveSession struct {
 	Session
-	link     StreamLink // nil while the hub is away
-	lost     time.Time  // since when it is
-	worker   vms.WorkerID
-	ticketed time.Time // when the last ticket was written
-	epoch    vms.Epoch // what the agent writes, as far as it told; 0: nothing yet
+	link     StreamLink   // nil while the hub is away
+	lost     time.Time    // since when it is
+	at       *workerState // that it is assigned to; nil: none, and it may be waiting
+	order    order        // what it waits for
+	assigned bool         // an assignment of this generation was sent
+	ticketed time.Time    // when the last ticket was written
+	moved    time.Time    // when it went to another worker last
+	epoch    vms.Epoch    // what the agent writes, as far as it told; 0: nothing yet
 	held     []wire.HeldRange
 	state    wire.StreamState
 }
@@ -35,14 +35,32 @@ func (ls *liveSession) delivers() bool {
 // liveStream is what workers and agents say of a channel now. NVR.mu guards it.
 type liveStream struct {
 	sessions map[vms.SID]*liveSession
-	lanes    map[vms.Lane]vms.StreamEvent // those that are up
+	lanes    map[vms.Lane]lane // those that are up
+	// before is where the live lane was before it came to where it is, or was at
+	// last: who looks on there is told. It may be up still, until its successor
+	// has taken over.
+	before before
+}
+
+// before is a live lane that was.
+type before struct {
+	vms.StreamEvent
+	up   bool
+	told bool // its worker was told that it is elsewhere
+}
+
+// lane is a lane that is up at a worker.
+type lane struct {
+	vms.StreamEvent
+	account vms.AccountID
+	came    time.Time // when we heard of it
 }
 
 // stream returns the channel's entry. n.mu is held.
 func (n *NVR) stream(ch vms.ChannelID) *liveStream {
 	st := n.streams[ch]
 	if st == nil {
-		st = &liveStream{sessions: make(map[vms.SID]*liveSession), lanes: make(map[vms.Lane]vms.StreamEvent)}
+		st = &liveStream{sessions: make(map[vms.SID]*liveSession), lanes: make(map[vms.Lane]lane)}
 		n.streams[ch] = st
 	}
 	return st
@@ -50,7 +68,7 @@ func (n *NVR) stream(ch vms.ChannelID) *liveStream {
 
 // attach makes link the connection of session s, unless a newer generation is
 // there. The older one is told to go.
-func (n *NVR) attach(s Session, hello *wire.SessionHello, link StreamLink) error {
+func (n *NVR) attach(s Session, hello *wire.SessionHello, link StreamLink) (*liveSession, error) {
 	n.mu.Lock()
 	ls := n.sessions[s.SID]
 	if ls == nil {
@@ -60,16 +78,17 @@ func (n *NVR) attach(s Session, hello *wire.SessionHello, link StreamLink) error
 	}
 	if ls.Session.Generation > s.Generation {
 		n.mu.Unlock()
-		return fmt.Errorf("session %s: %w: a newer connection is there", s.SID, vms.ErrConflict)
+		return nil, fmt.Errorf("session %s: %w: a newer connection is there", s.SID, vms.ErrConflict)
 	}
 	old := ls.link
-	ls.Session, ls.link, ls.worker, ls.state = s, link, "", wire.StreamState{}
+	n.seat(ls, nil)
+	ls.Session, ls.link, ls.assigned, ls.state = s, link, false, wire.StreamState{}
 	ls.epoch, ls.held = hello.Epoch, hello.Holding
 	n.mu.Unlock()
 	if old != nil && old != link {
 		old.Replace()
 	}
-	return nil
+	return ls, nil
 }
 
 // Detach says that link is closed. What the hub holds stays pending.
@@ -80,7 +99,8 @@ func (n *NVR) Detach(s Session, link StreamLink) {
 	if ls == nil || ls.link != link {
 		return
 	}
-	ls.link, ls.lost, ls.worker, ls.state = nil, n.now(), "", wire.StreamState{}
+	n.seat(ls, nil)
+	ls.link, ls.lost, ls.state = nil, n.now(), wire.StreamState{}
 	if len(ls.held) == 0 {
 		n.forget(s.SID)
 	}
@@ -92,6 +112,7 @@ func (n *NVR) forget(sid vms.SID) {
 	if ls == nil {
 		return
 	}
+	n.seat(ls, nil)
 	delete(n.sessions, sid)
 	if st := n.streams[ls.Channel]; st != nil {
 		delete(st.sessions, sid)
@@ -109,9 +130,7 @@ func (n *NVR) tidy(ch vms.ChannelID) {
 // revokeLive closes the connections of sessions that the store has revoked.
 func (n *NVR) revokeLive(sids []vms.SID, why string) {
 	var links []StreamLink
-	if n.Revoked != nil {
-		n.Revoked(sids)
-	}
+	n.revokeAtWorkers(sids)
 	n.mu.Lock()
 	for _, sid := range sids {
 		if ls := n.sessions[sid]; ls != nil {
@@ -242,91 +261,6 @@ func (n *NVR) runs(ch vms.ChannelID) bool {
 	return false
 }
 
-// StreamStarted notes that a lane of a stream is up at a worker.
-func (n *NVR) StreamStarted(ctx context.Context, e vms.StreamEvent) error {
-	row, err := n.Store.Channel(ctx, e.Channel)
-	if err != nil {
-		return fmt.Errorf("stream started on channel %s: %w", e.Channel, err)
-	}
-	n.mu.Lock()
-	st := n.stream(e.Channel)
-	was, up := st.lanes[e.Lane]
-	if up && was.Generation > e.Generation { // late: a newer connection is there
-		n.mu.Unlock()
-		return nil
-	}
-	if up {
-		e.At = was.At // it streams since then
-	}
-	st.lanes[e.Lane] = e
-	n.mu.Unlock()
-	if e.Lane == vms.LaneLive && !up {
-		n.publish(Event{Type: EventStreamingStarted, Account: row.Account, At: e.At, Channel: e.Channel, Hub: e.Hub})
-	}
-	return nil
-}
-
-// StreamEnded notes that a lane went down. One of an older generation than
-// the lane that is up came late and changes nothing.
-func (n *NVR) StreamEnded(ctx context.Context, e vms.StreamEvent) error {
-	n.mu.Lock()
-	st := n.streams[e.Channel]
-	if st == nil {
-		n.mu.Unlock()
-		return nil
-	}
-	was, up := st.lanes[e.Lane]
-	if !up || was.Generation > e.Generation || (was.Generation == e.Generation && was.Instance != e.Instance) {
-		n.mu.Unlock()
-		return nil
-	}
-	delete(st.lanes, e.Lane)
-	n.tidy(e.Channel)
-	n.mu.Unlock()
-	if e.Lane != vms.LaneLive {
-		return nil
-	}
-	row, err := n.Store.Channel(ctx, e.Channel)
-	if errors.Is(err, vms.ErrNotFound) {
-		return nil // deleted: nobody waits for this
-	}
-	if err != nil {
-		return fmt.Errorf("stream ended on channel %s: %w", e.Channel, err)
-	}
-	n.publish(Event{Type: EventStreamingEnded, Account: row.Account, At: e.At, Channel: e.Channel, Hub: e.Hub, Cause: e.Cause})
-	return nil
-}
-
-// Live returns where to watch a channel now. vms.ErrUnavailable: it does not
-// stream at this moment; ErrStarting: it soon will. With start, a channel on
-// demand that is idle is started, and runs on while somebody looks on.
-func (n *NVR) Live(ctx context.Context, acct vms.AccountID, id vms.ChannelID, start bool) (LiveURLs, error) {
-	row, err := n.row(ctx, acct, id)
-	if err != nil {
-		return LiveURLs{}, err
-	}
-	n.looked(id)
-	n.mu.Lock()
-	var w vms.WorkerInfo
-	if st := n.streams[id]; st != nil {
-		w = n.workers[st.lanes[vms.LaneLive].Worker]
-	}
-	n.mu.Unlock()
-	if w.ID == "" || w.LiveURL == "" {
-		return LiveURLs{}, fmt.Errorf("channel %s: %w", id, n.awaken(ctx, row, start))
-	}
-	expires := n.now().Add(n.ViewTTL).Truncate(time.Second)
-	ticket, err := n.Tokens.SignView(token.View{Worker: w.ID, Channel: id, Expires: expires})
-	if err != nil {
-		return LiveURLs{}, fmt.Errorf("view ticket for channel %s: %w", id, err)
-	}
-	sep := "?"
-	if strings.Contains(w.LiveURL, "?") {
-		sep = "&"
-	}
-	return LiveURLs{MSE: w.LiveURL + sep + "ticket=" + url.QueryEscape(ticket), ExpiresAt: expires}, nil
-}
-
 // describe fills in what is known of a channel at this moment.
 func (n *NVR) describe(c *Channel) {
 	n.mu.Lock()
@@ -372,7 +306,7 @@ func (n *NVR) describeStream(c *Channel) {
 	if st == nil {
 		return
 	}
-	if e, ok := st.lanes[vms.LaneLive]; ok {
+	if e, ok := st.lanes[vms.LaneLive]; ok && n.stands(e) {
 		c.State, c.Problem = wire.StateStreaming, ""
 		c.Streaming, c.StreamingSince, c.Worker = true, e.At, e.Worker
 	}
@@ -389,6 +323,36 @@ func (n *NVR) describeStream(c *Channel) {
 	}
 	if newest != nil && (!newest.delivers() || !c.Streaming) {
 		c.State, c.Problem = newest.state.State, newest.state.Problem
+	}
+	if newest != nil && !newest.delivers() && !c.Streaming && newest.at == nil && n.nobody() && recordable[c.State] {
+		c.Problem = noWorker
+	}
+}
+
+// noWorker is what a channel's people read while there is none.
+const noWorker = "No worker is there to record; the hub keeps the footage."
+
+// recordable are the states of a stream whose pictures come.
+var recordable = map[string]bool{wire.StateStarting: true, wire.StateStreaming: true, wire.StateBuffering: true}
+
+// nobody reports whether no worker is there. n.mu is held.
+func (n *NVR) nobody() bool {
+	for _, w := range n.workers {
+		if w.state() != WorkerLost {
+			return false
+		}
+	}
+	return true
+}
+
+// rezone gives the sessions of a hub another zone.
+func (n *NVR) rezone(hub vms.HubID, zone string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, ls := range n.sessions {
+		if ls.Hub == hub {
+			ls.Zone = zone
+		}
 	}
 }
 

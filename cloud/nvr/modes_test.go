@@ -167,7 +167,7 @@ func (r *modeRig) holding(ranges ...wire.HeldRange) (nvr.Session, *link) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	r.RegisterWorker(worker)
+	r.Worker(r.t, worker)
 	l := newLink()
 	a := assign(r.t, r.World, s, &wire.SessionHello{Holding: ranges}, l)
 	s.Generation = a.Generation

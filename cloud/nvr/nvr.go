@@ -54,9 +54,6 @@ type Config struct {
 	ViewTTL   time.Duration // of a view ticket: 5 min
 	URLTTL    time.Duration // of a presigned URL: 1 h
 
-	// Revoked, when set, is told of sessions whose streams the workers must cut
-	// off now. It must not block long.
-	Revoked func([]vms.SID)
 	// HubRevoked, when set, is told of a hub whose connections to the MQTT broker
 	// must end now. It must not block long.
 	HubRevoked func(vms.HubID)
@@ -67,6 +64,16 @@ type Config struct {
 	// UnreachableAfter is for how long what a silent hub holds counts as pending,
 	// and its unfinished recordings wait for the rest: 24 h.
 	UnreachableAfter time.Duration
+
+	WorkerGrace   time.Duration // a worker whose line broke may come back for so long: 2 s
+	WorkerSilence time.Duration // a worker that says nothing for so long is dead: 4 s
+	// WorkerSettle is for how long after our start a stream that runs waits for
+	// its worker, which may not have found us again: 8 s.
+	WorkerSettle   time.Duration
+	RebalanceEvery time.Duration // 10 s
+	RebalanceBatch int           // streams that are moved in that time: 10
+	RebalanceRest  time.Duration // a stream that was moved stays for so long: 1 min
+	DrainOver      time.Duration // the streams of a worker that drains are sent away over so long: 10 s
 
 	SweepEvery     time.Duration // retention: 1 min
 	ReconcileEvery time.Duration // listing the bucket: 1 h
@@ -89,10 +96,15 @@ type NVR struct {
 	kicks    kicks         // hubs that Run must tell what to do
 	changed  chan struct{} // one place: see DesiredChanged
 	commands commands
+	raises   raises
+	kicked   chan struct{} // one place: see kick
 	started  time.Time
 
 	mu       sync.Mutex // guards what follows; never held across a call out
-	workers  map[vms.WorkerID]vms.WorkerInfo
+	workers  map[vms.WorkerID]*workerState
+	waiting  map[*liveSession]struct{} // sessions that have no worker
+	tended   time.Time                 // when the workers were last
+	balanced time.Time                 // when streams were moved for balance last
 	hubs     map[vms.HubID]*hubState
 	viewed   map[vms.ChannelID]time.Time // when somebody looked on last
 	sessions map[vms.SID]*liveSession
@@ -132,6 +144,13 @@ func New(c Config) (*NVR, error) {
 	setDefault(&c.ViewTTL, 5*time.Minute)
 	setDefault(&c.URLTTL, time.Hour)
 	setDefault(&c.UnreachableAfter, 24*time.Hour)
+	setDefault(&c.WorkerGrace, 2*time.Second)
+	setDefault(&c.WorkerSilence, 4*time.Second)
+	setDefault(&c.WorkerSettle, 8*time.Second)
+	setDefault(&c.RebalanceEvery, 10*time.Second)
+	setDefault(&c.RebalanceBatch, 10)
+	setDefault(&c.RebalanceRest, time.Minute)
+	setDefault(&c.DrainOver, 10*time.Second)
 	setDefault(&c.SweepEvery, time.Minute)
 	setDefault(&c.ReconcileEvery, time.Hour)
 	return &NVR{
@@ -141,10 +160,14 @@ func New(c Config) (*NVR, error) {
 		nonces:   newNonces(c.Clock),
 		enrols:   newLimiter(c.Clock, 10, 50),
 		started:  c.Clock(),
+		balanced: c.Clock(),
 		kicks:    newKicks(),
 		changed:  make(chan struct{}, 1),
 		commands: commands{waiting: make(map[string]waiter), perHub: make(map[vms.HubID]int)},
-		workers:  make(map[vms.WorkerID]vms.WorkerInfo),
+		raises:   newRaises(),
+		kicked:   make(chan struct{}, 1),
+		workers:  make(map[vms.WorkerID]*workerState),
+		waiting:  make(map[*liveSession]struct{}),
 		hubs:     make(map[vms.HubID]*hubState),
 		viewed:   make(map[vms.ChannelID]time.Time),
 		sessions: make(map[vms.SID]*liveSession),
@@ -152,7 +175,7 @@ func New(c Config) (*NVR, error) {
 	}, nil
 }
 
-func setDefault(d *time.Duration, v time.Duration) {
+func setDefault[T int | time.Duration](d *T, v T) {
 	if *d == 0 {
 		*d = v
 	}
@@ -163,8 +186,9 @@ func (n *NVR) now() time.Time { return n.Clock().UTC().Truncate(time.Microsecond
 
 // Run does what no caller asks for, until ctx ends: it lists the bucket at the
 // start and from time to time, sweeps what retention has no place for, renews
-// tickets, tells hubs on their control lines what they should do, and ends
-// streams on demand that nobody wants any more.
+// tickets, tells hubs on their control lines what they should do, ends streams on
+// demand that nobody wants any more, and moves streams away from workers that
+// are dead, leave, or have more than others.
 func (n *NVR) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { n.every(ctx, n.ReconcileEvery, "reconcile", n.Reconcile) })
@@ -172,6 +196,7 @@ func (n *NVR) Run(ctx context.Context) error {
 	wg.Go(func() { n.every(ctx, max(n.TicketTTL/20, time.Millisecond), "renew tickets", n.renewTickets) })
 	wg.Go(func() { n.every(ctx, endEvery, "end streams on demand", n.EndTransient) })
 	wg.Go(func() { n.tellLoop(ctx) })
+	wg.Go(func() { n.tendLoop(ctx) })
 	wg.Wait()
 	return nil
 }

@@ -22,7 +22,7 @@ type demandRig struct {
 
 func newDemandRig(t *testing.T) *demandRig {
 	w := nvrtest.New(t, nil)
-	w.RegisterWorker(worker)
+	w.Worker(t, worker)
 	hub, _ := w.Hub(t, acct)
 	online(w, hub)
 	return &demandRig{w, t, hub, w.Channel(t, acct, hub)}

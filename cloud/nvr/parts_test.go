@@ -46,7 +46,7 @@ func TestPartsAreRecordedUntilTheirWhole(t *testing.T) {
 	w := nvrtest.New(t, func(c *nvr.Config) { c.URLTTL = time.Hour })
 	hub, _ := w.Hub(t, acct)
 	c := w.Channel(t, acct, hub)
-	w.RegisterWorker(worker)
+	w.Worker(t, worker)
 	s := session(t, w, c.ID, hub)
 	l := newLink()
 	held := []wire.HeldRange{{Chunks: vms.ChunkRange{Epoch: 5, First: 1, Last: 40}, Start: w.Recording(c.ID, 5, 1, 40).Start, End: w.Recording(c.ID, 5, 1, 40).End}}
@@ -138,7 +138,7 @@ func TestAbandonedParts(t *testing.T) {
 		w := nvrtest.New(t, nil)
 		hub, _ := w.Hub(t, acct)
 		c := w.Channel(t, acct, hub)
-		w.RegisterWorker(worker)
+		w.Worker(t, worker)
 		w.Clock.Add(-2 * time.Hour) // what is recorded lies in the hour before the clock's beginning
 		store(t, w, w.Part(c.ID, 5, 1, 10), w.Part(c.ID, 5, 11, 20))
 		w.Clock.Add(2 * time.Hour)
@@ -298,7 +298,7 @@ func TestWholes(t *testing.T) {
 func TestTicketsAreRenewed(t *testing.T) {
 	w := nvrtest.New(t, func(c *nvr.Config) { c.TicketTTL, c.TokenTTL = 40*time.Millisecond, time.Hour })
 	running(t, w)
-	w.RegisterWorker(worker)
+	w.Worker(t, worker)
 	hub, _ := w.Hub(t, acct)
 	c := w.Channel(t, acct, hub)
 	s := session(t, w, c.ID, hub)
@@ -350,7 +350,7 @@ func TestTicketsAreRenewed(t *testing.T) {
 // channel does not look as if it recorded.
 func TestStoppedStreamIsStillDelivered(t *testing.T) {
 	w := nvrtest.New(t, nil)
-	w.RegisterWorker(worker)
+	w.Worker(t, worker)
 	hub, _ := w.Hub(t, acct)
 	c := w.Channel(t, acct, hub)
 	old := session(t, w, c.ID, hub)
@@ -402,7 +402,7 @@ func TestStoppedStreamIsStillDelivered(t *testing.T) {
 // what is said of the channel, whatever it says.
 func TestDeliveryDoesNotSpeakForTheStream(t *testing.T) {
 	w := nvrtest.New(t, nil)
-	w.RegisterWorker(worker)
+	w.Worker(t, worker)
 	hub, _ := w.Hub(t, acct)
 	c := w.Channel(t, acct, hub)
 	run, old := session(t, w, c.ID, hub), session(t, w, c.ID, hub)

@@ -26,7 +26,7 @@ type Store interface {
 	Hub(ctx context.Context, id vms.HubID) (Hub, error)
 	// Hubs lists the hubs of an account that are not revoked, oldest first.
 	Hubs(ctx context.Context, acct vms.AccountID, after Cursor, limit int) ([]Hub, error)
-	// UpdateHub reads, changes and writes a hub's name, time zone and limits,
+	// UpdateHub reads, changes and writes a hub's name, time zone, zone and limits,
 	// and does what HubEffects says. ErrNotFound: the account has no such hub,
 	// or it is revoked; an error of change is returned as it is.
 	UpdateHub(ctx context.Context, acct vms.AccountID, id vms.HubID, now time.Time, change func(*Hub) error) (Hub, error)
@@ -91,9 +91,10 @@ type Store interface {
 	BindSession(ctx context.Context, sid vms.SID, hub vms.HubID) (Session, error)
 	// EndSession ends an open session; one that is revoked stays so.
 	EndSession(ctx context.Context, sid vms.SID) error
-	// NextGeneration raises the generation of the session's channel and gives
-	// it to the session. ErrNotFound when the session is gone or revoked.
-	NextGeneration(ctx context.Context, sid vms.SID) (vms.Generation, error)
+	// NextGenerations raises, for each session, the generation of its channel and
+	// gives it to the session, in order: a session that is named twice gets the
+	// later one. It is 0 for those that are gone or revoked.
+	NextGenerations(ctx context.Context, sids []vms.SID) ([]vms.Generation, error)
 
 	// PutRecording registers an object where Place puts it: see Verdict. The
 	// objects of what it supersedes are kept for keep, because somebody may have
@@ -227,6 +228,8 @@ type Session struct {
 	State      SessionState
 	Generation vms.Generation
 	CreatedAt  time.Time
+	// Zone is the hub's, as it was when it shook hands. It is not stored with the session.
+	Zone string
 }
 
 // Verdict is what became of an object that was registered. Recordings of a
@@ -281,5 +284,19 @@ type StreamLink interface {
 	// Revoke tells the agent why and closes the session.
 	Revoke(why string)
 	// Replace closes the session because a newer one of the same sid is there.
+	Replace()
+}
+
+// WorkerLink is the line to a worker. Its methods do not block: a line that
+// cannot take a message is broken and closes.
+type WorkerLink interface {
+	// Revoke tells it of sessions whose streams it must cut off now.
+	Revoke(sids []vms.SID)
+	// Moved tells it that the live picture of a channel is at another worker now,
+	// and where those who look on find it, with a ticket; empty: they must ask again.
+	Moved(ch vms.ChannelID, liveURL string)
+	// Drain tells it to take no new streams, and that its own will be moved.
+	Drain()
+	// Replace closes the line because a newer one of the same worker is there.
 	Replace()
 }

@@ -103,7 +103,7 @@ func TestRecordingsPages(t *testing.T) {
 	hub, _ := w.Hub(t, acct)
 	c := w.Channel(t, acct, hub)
 	s := session(t, w, c.ID, hub)
-	w.RegisterWorker(worker)
+	w.Worker(t, worker)
 	var recs []vms.Recording
 	for i := range uint64(7) { // a hole of 10 s after each
 		r := w.Recording(c.ID, 5, i*40+1, i*40+30)

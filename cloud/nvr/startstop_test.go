@@ -535,7 +535,7 @@ func TestMovedChannel(t *testing.T) {
 		t.Errorf("sessions %+v and %+v", was, now)
 	}
 	// The old hub still brings what it holds.
-	w.RegisterWorker(worker)
+	w.Worker(t, worker)
 	if a := assign(t, w, old, &wire.SessionHello{}, newLink()); a == nil {
 		t.Error("the old hub cannot bring what it holds")
 	}

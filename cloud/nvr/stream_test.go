@@ -88,7 +88,7 @@ func TestAssign(t *testing.T) {
 	if d, ok := recv(t, first.told).(*wire.Durable); !ok || len(d.Ranges) != 1 || d.Ranges[0] != want {
 		t.Errorf("told %+v, want durable %s", d, want)
 	}
-	w.RegisterWorker(worker)
+	w.Worker(t, worker)
 	a, ok := recv(t, first.told).(*wire.Assign)
 	if !ok || a.Generation != 1 || a.Worker != "w1" || a.WorkerURL != worker.PushURL || a.RetentionSeconds != 7200 || a.Channel != c.ID {
 		t.Fatalf("told %+v when a worker registered", a)
@@ -102,7 +102,7 @@ func TestAssign(t *testing.T) {
 	}
 
 	// A newer connection fences the older one and keeps its worker.
-	w.RegisterWorker(vms.WorkerInfo{ID: "w0", Instance: "i0", PushURL: "ws://w0/push/v1"})
+	w.Worker(t, vms.WorkerInfo{ID: "w0", Instance: "i0", PushURL: "ws://w0/push/v1"})
 	second := newLink()
 	a = assign(t, w, s, &wire.SessionHello{Worker: "i1", Holding: held}, second)
 	if a == nil || a.Worker != "w1" || a.Generation != 2 || len(a.Durable) != 1 || a.Durable[0] != want {
@@ -134,9 +134,8 @@ func TestAssign(t *testing.T) {
 }
 
 func TestDeleteChannelEndsItsStream(t *testing.T) {
-	var cut []vms.SID
-	w := nvrtest.New(t, func(c *nvr.Config) { c.Revoked = func(sids []vms.SID) { cut = append(cut, sids...) } })
-	w.RegisterWorker(worker)
+	w := nvrtest.New(t, nil)
+	line := w.Worker(t, worker)
 	hub, _ := w.Hub(t, acct)
 	c := w.Channel(t, acct, hub)
 	s := session(t, w, c.ID, hub)
@@ -154,7 +153,7 @@ func TestDeleteChannelEndsItsStream(t *testing.T) {
 	if why, _ := stream.ended(); why == "" {
 		t.Error("the stream's session was not revoked")
 	}
-	if !slices.Equal(cut, []vms.SID{s.SID}) {
+	if cut := line.Revoked(); !slices.Equal(cut, []vms.SID{s.SID}) {
 		t.Errorf("the workers were told to cut off %v, want %v", cut, s.SID)
 	}
 	if d := desired(t, w, hub); len(d.Streams) != 0 || d.Revision <= before {
@@ -192,7 +191,7 @@ func TestOnlyAStopThatSomebodyWantedIsNoGap(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := nvrtest.New(t, nil)
-			w.RegisterWorker(worker)
+			w.Worker(t, worker)
 			hub, _ := w.Hub(t, acct)
 			c := w.Channel(t, acct, hub)
 			online(w, hub)
@@ -239,7 +238,7 @@ func TestOnlyAStopThatSomebodyWantedIsNoGap(t *testing.T) {
 // empty while the channel should record: pending, and a gap in the end.
 func TestSilenceOfAWantedChannelIsTold(t *testing.T) {
 	w := nvrtest.New(t, nil)
-	w.RegisterWorker(worker)
+	w.Worker(t, worker)
 	hub, _ := w.Hub(t, acct)
 	c := w.Channel(t, acct, hub)
 	online(w, hub)
@@ -292,7 +291,7 @@ func TestSilenceOfAWantedChannelIsTold(t *testing.T) {
 
 func TestStreamStateAndLive(t *testing.T) {
 	w := nvrtest.New(t, nil)
-	w.RegisterWorker(worker)
+	w.Worker(t, worker)
 	hub, _ := w.Hub(t, acct)
 	c := w.Channel(t, acct, hub)
 	s := session(t, w, c.ID, hub)

@@ -23,6 +23,8 @@ type Hub struct {
 	// TimeZone is an IANA name; empty: UTC. Schedules are in it.
 	TimeZone string
 	Limits   wire.HubLimits
+	// Zone is where its workers should be (vms.WorkerInfo.Zone); empty: anywhere.
+	Zone string
 	// Revision is that of what the hub should do now (wire.Desired); 0: it was
 	// never told anything.
 	Revision int64
@@ -41,6 +43,7 @@ type HubPatch struct {
 	Name     *string
 	TimeZone *string // empty: UTC
 	Uplink   *string // HubLimits.Uplink; empty: what the agent was started with
+	Zone     *string // empty: anywhere
 }
 
 // Enrolment is what a hub learns when its code was good.

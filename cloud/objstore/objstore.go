@@ -27,11 +27,19 @@ var (
 	// ErrChecksum: the store received bytes that are not those of
 	// PutInput.SHA256, or not PutInput.Size of them. Nothing was stored.
 	ErrChecksum = errors.New("checksum mismatch")
+	// ErrWrongAnswer: the store says yes, and that it holds something else than
+	// it was sent. What is under the key now is not known: look before trusting it.
+	ErrWrongAnswer = errors.New("the store's answer is wrong")
 )
 
-// MaxPut is the largest object that Put takes. A single request up to this
-// size makes the checksum that the store verified that of the whole object.
+// MaxPut is the largest object that Put takes.
 const MaxPut = 5 << 30
+
+// MetaSHA256 is the metadata key of an object's SHA-256, in hexadecimal, where
+// the store itself holds none of the whole object: one that was uploaded in
+// parts, or by a program that leaves no checksum. Put adds it where it is
+// needed; nobody else may.
+const MetaSHA256 = "vms-sha256"
 
 // MinPresign and MaxPresign bound the life of a presigned URL. The upper bound
 // is that of signature version 4.
@@ -46,8 +54,8 @@ const (
 // progress ends with vms.ErrUnavailable. A Store repeats a request only
 // briefly; whoever needs more patience brings its own.
 type Store interface {
-	// Put stores one object in one request. When it returns nil, the object is
-	// durable and its SHA-256 was verified by the store. With in.IfAbsent,
+	// Put stores one object, all of it or nothing. When it returns nil, the object
+	// is durable and its SHA-256 was verified on the way. With in.IfAbsent,
 	// exactly one of several writers of a key succeeds, the others get
 	// ErrExists; also a writer whose earlier try had succeeded unnoticed gets
 	// ErrExists, so compare with Stat before calling it a conflict.
@@ -105,6 +113,9 @@ func (in PutInput) Check() error {
 		return fmt.Errorf("size %d is not between 0 and %d: %w", in.Size, int64(MaxPut), vms.ErrInvalid)
 	case in.ContentType == "" || !printable(in.ContentType):
 		return fmt.Errorf("content type %q: %w", in.ContentType, vms.ErrInvalid)
+	}
+	if _, taken := in.Metadata[MetaSHA256]; taken {
+		return fmt.Errorf("metadata %s is the store's own: %w", MetaSHA256, vms.ErrInvalid)
 	}
 	return CheckMetadata(in.Metadata)
 }

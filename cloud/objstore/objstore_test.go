@@ -41,6 +41,7 @@ func TestPutInputCheck(t *testing.T) {
 		"no type":         func(in *objstore.PutInput) { in.ContentType = "" },
 		"type with break": func(in *objstore.PutInput) { in.ContentType = "video/mp4\r\nX-Amz-Acl: public" },
 		"upper case":      func(in *objstore.PutInput) { in.Metadata = map[string]string{"A": "x"} },
+		"reserved key":    func(in *objstore.PutInput) { in.Metadata = map[string]string{objstore.MetaSHA256: "x"} },
 		"empty key":       func(in *objstore.PutInput) { in.Metadata = map[string]string{"": "x"} },
 		"empty value":     func(in *objstore.PutInput) { in.Metadata = map[string]string{"a": ""} },
 		"outer space":     func(in *objstore.PutInput) { in.Metadata = map[string]string{"a": " x"} },

@@ -1,6 +1,7 @@
 package objstore
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strconv"
@@ -30,6 +31,7 @@ const (
 	metaInit    = "vms-init"     // length of ftyp+moov in bytes, decimal
 	metaCodecs  = "vms-codecs"   // RFC 6381 list
 	metaFlags   = "vms-flags"    // comma separated words, absent when there is none
+	// And MetaSHA256, where the store holds no checksum of the whole object.
 )
 
 const (
@@ -103,6 +105,7 @@ func parseRecording(key string, o Object) (vms.Recording, error) {
 		Codecs:  p.text(metaCodecs),
 	}
 	p.flags(&r)
+	p.sum(&r, o)
 	if p.err != nil {
 		return vms.Recording{}, p.err
 	}
@@ -123,8 +126,6 @@ func parseRecording(key string, o Object) (vms.Recording, error) {
 		return vms.Recording{}, fmt.Errorf("init of %d bytes is longer than the head of %d", r.InitLen, r.HeadLen)
 	case !validCodecs(r.Codecs):
 		return vms.Recording{}, fmt.Errorf("codecs %.80q", r.Codecs)
-	case !o.HasSHA256:
-		return vms.Recording{}, errors.New("the store has no checksum of it")
 	}
 	return r, nil
 }
@@ -208,6 +209,27 @@ func (p *metaParser) chunks() vms.ChunkRange {
 		p.fail(metaChunks, "%.64q is not a range of chunks", s)
 	}
 	return vms.ChunkRange{Epoch: epoch, First: first, Last: last}
+}
+
+// sum takes the checksum from the store or, where that has none, from the
+// metadata: both must not contradict each other.
+func (p *metaParser) sum(r *vms.Recording, o Object) {
+	s, ok := p.meta[MetaSHA256]
+	if !ok {
+		if !o.HasSHA256 {
+			p.fail(MetaSHA256, "missing, and the store has no checksum of it")
+		}
+		return
+	}
+	sum, err := hex.DecodeString(s)
+	switch {
+	case err != nil || len(sum) != len(r.SHA256) || hex.EncodeToString(sum) != s:
+		p.fail(MetaSHA256, "%.80q is no checksum", s)
+	case o.HasSHA256 && o.SHA256 != [32]byte(sum):
+		p.fail(MetaSHA256, "the store's checksum is another one")
+	default:
+		r.SHA256 = [32]byte(sum)
+	}
 }
 
 // flags refuses words it does not know: they might change what the rest means.

@@ -1,6 +1,7 @@
 package objstore_test
 
 import (
+	"encoding/hex"
 	"errors"
 	"maps"
 	"strings"
@@ -107,6 +108,39 @@ func TestParsePart(t *testing.T) {
 	} {
 		if got, err := objstore.ParseRecording(key, o); !errors.Is(err, vms.ErrInvalid) {
 			t.Errorf("ParseRecording(%s) = %+v, %v, want vms.ErrInvalid", key, got, err)
+		}
+	}
+}
+
+// TestParseRecordingWithoutTheStoresChecksum: an object that came in parts, or by
+// a program that leaves none, says it in its metadata.
+func TestParseRecordingWithoutTheStoresChecksum(t *testing.T) {
+	r, o := sample()
+	r.SHA256[5] = 0xab // a digit that has a case
+	o.SHA256 = r.SHA256
+	text := hex.EncodeToString(r.SHA256[:])
+	for name, c := range map[string]struct {
+		has  bool
+		says string
+		ok   bool
+	}{
+		"metadata alone": {false, text, true},
+		"both, the same": {true, text, true},
+		"both, another":  {true, strings.Repeat("00", 32), false},
+		"upper case":     {false, strings.ToUpper(text), false},
+		"short":          {false, text[:62], false},
+		"no number":      {false, strings.Repeat("x", 64), false},
+		"empty":          {false, "", false},
+	} {
+		o := o
+		o.Metadata = maps.Clone(o.Metadata)
+		o.Metadata[objstore.MetaSHA256] = c.says
+		if o.HasSHA256 = c.has; !c.has {
+			o.SHA256 = [32]byte{}
+		}
+		got, err := objstore.ParseRecording(r.Key, o)
+		if c.ok && (err != nil || got != r) || !c.ok && !errors.Is(err, vms.ErrInvalid) {
+			t.Errorf("%s: ParseRecording = %+v, %v", name, got, err)
 		}
 	}
 }

@@ -87,7 +87,7 @@ type rig struct {
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	s := start(t, func(c *session.Config) { c.ProbeWithin = 300 * time.Millisecond })
-	s.RegisterWorker(worker)
+	s.Worker(t, worker)
 	r := &rig{server: s, h: s.hub(t, acct)}
 	r.ch = s.Channel(t, acct, "").ID
 	var err error

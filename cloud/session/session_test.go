@@ -201,7 +201,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 func TestHandshakeRefusals(t *testing.T) {
 	s := start(t, nil)
-	s.RegisterWorker(worker)
+	s.Worker(t, worker)
 	mine, theirs, foreign := s.hub(t, acct), s.hub(t, acct), s.hub(t, "other")
 	gone := s.hub(t, acct)
 	if err := s.RevokeHub(t.Context(), acct, gone.id); err != nil {
@@ -329,25 +329,27 @@ func TestNoWorkerAndStoreTrouble(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := request{sid: string(st.SID), token: st.Token}
-	_, resp, err := h.dial(t, r)
-	if err == nil || resp.StatusCode != 503 || problem.TypeOf(problem.ReadResponse(resp)) != wire.ProblemNoWorker || resp.Header.Get("Retry-After") == "" {
-		t.Errorf("without a worker = %v", err)
-	}
 	s.Store.Fail(errors.New("disk on fire"))
-	_, resp, err = h.dial(t, r)
+	_, resp, err := h.dial(t, r)
 	if err == nil || resp.StatusCode != 503 {
 		t.Errorf("without a store = %v, want 503", err)
 	} else if p := problem.ReadResponse(resp); strings.Contains(p.Error(), "fire") {
 		t.Errorf("the answer tells what is inside: %v", p)
 	}
 	s.Store.Fail(nil)
-	s.RegisterWorker(worker)
-	expect[*wire.Assign](t, h.open(t, r, &wire.SessionHello{}))
+
+	// Without a worker the session is of use all the same.
+	c := h.open(t, r, &wire.SessionHello{})
+	now := s.Clock.Now()
+	send(t, c, &wire.Gaps{Gaps: []vms.Gap{{ID: "g1", Cause: vms.CauseCameraOffline, TimeRange: vms.TimeRange{Start: now.Add(-time.Minute), End: now}}}})
+	expect[*wire.Committed](t, c)
+	s.Worker(t, worker)
+	expect[*wire.Assign](t, c)
 }
 
 func TestStreamSession(t *testing.T) {
 	s := start(t, func(c *session.Config) { c.PingEvery = 5 * time.Millisecond })
-	s.RegisterWorker(worker)
+	s.Worker(t, worker)
 	h := s.hub(t, acct)
 	ch := s.Channel(t, acct, "")
 	st, err := s.StreamToken(t.Context(), acct, ch.ID)
@@ -407,11 +409,33 @@ func TestStreamSession(t *testing.T) {
 	}
 }
 
+// TestZoneOfTheHub: a stream goes to a worker of its hub's zone, although
+// another one has less to do.
+func TestZoneOfTheHub(t *testing.T) {
+	s := start(t, nil)
+	s.Worker(t, worker)
+	far := vms.WorkerInfo{ID: "w2", Instance: "i2", PushURL: "ws://w2/push/v1", Zone: "eu-2"}
+	s.Worker(t, far)
+	h := s.hub(t, acct)
+	if _, err := s.UpdateHub(t.Context(), acct, h.id, nvr.HubPatch{Zone: &far.Zone}); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		st, err := s.StreamToken(t.Context(), acct, s.Channel(t, acct, "").ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a := expect[*wire.Assign](t, h.open(t, request{sid: string(st.SID), token: st.Token}, &wire.SessionHello{})); a.Worker != far.ID {
+			t.Errorf("assigned to %s, want the worker of the hub's zone", a.Worker)
+		}
+	}
+}
+
 // A stream that was stopped while its hub was away: what the hub holds of it
 // is taken all the same.
 func TestEndedSessionStillDelivers(t *testing.T) {
 	s := start(t, nil)
-	s.RegisterWorker(worker)
+	s.Worker(t, worker)
 	h := s.hub(t, acct)
 	ch := s.Channel(t, acct, "")
 	st, err := s.StreamToken(t.Context(), acct, ch.ID)

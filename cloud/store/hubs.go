@@ -15,13 +15,13 @@ import (
 	"github.com/zipato/vms/pkg/vms"
 )
 
-const hubColumns = `id, account_id, name, public_key, created_at, enrolled_at, revoked_at, desired_revision, time_zone, limits`
+const hubColumns = `id, account_id, name, public_key, created_at, enrolled_at, revoked_at, desired_revision, time_zone, zone, limits`
 
 func scanHub(r scanner) (nvr.Hub, error) {
 	var h nvr.Hub
 	var key, limits string
 	var created, enrolled, revoked int64
-	if err := r.Scan(&h.ID, &h.Account, &h.Name, &key, &created, &enrolled, &revoked, &h.Revision, &h.TimeZone, &limits); err != nil {
+	if err := r.Scan(&h.ID, &h.Account, &h.Name, &key, &created, &enrolled, &revoked, &h.Revision, &h.TimeZone, &h.Zone, &limits); err != nil {
 		return nvr.Hub{}, err
 	}
 	if err := json.Unmarshal([]byte(limits), &h.Limits); err != nil {
@@ -103,7 +103,7 @@ func (s *Store) UpdateHub(ctx context.Context, acct vms.AccountID, id vms.HubID,
 		if err != nil {
 			return fmt.Errorf("limits of hub %s: %w", id, err)
 		}
-		if _, err := exec(ctx, tx, `UPDATE hubs SET name = $1, time_zone = $2, limits = $3 WHERE id = $4`, h.Name, h.TimeZone, string(limits), id); err != nil {
+		if _, err := exec(ctx, tx, `UPDATE hubs SET name = $1, time_zone = $2, zone = $3, limits = $4 WHERE id = $5`, h.Name, h.TimeZone, h.Zone, string(limits), id); err != nil {
 			return err
 		}
 		revision, modes := nvr.HubEffectsOf(before, h)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 
 	"github.com/zipato/vms/cloud/nvr"
 	"github.com/zipato/vms/pkg/vms"
@@ -69,17 +70,38 @@ func endSession(ctx context.Context, tx *sql.Tx, sid vms.SID) error {
 	return err
 }
 
-// NextGeneration implements nvr.Store.
-func (s *Store) NextGeneration(ctx context.Context, sid vms.SID) (g vms.Generation, err error) {
+// NextGenerations implements nvr.Store.
+func (s *Store) NextGenerations(ctx context.Context, sids []vms.SID) (gens []vms.Generation, err error) {
+	gens = make([]vms.Generation, len(sids))
 	err = s.write(ctx, func(tx *sql.Tx) error {
-		g, err = one(ctx, tx, scalar[vms.Generation], `UPDATE channels SET generation = generation + 1
+		raise, err := tx.PrepareContext(ctx, `UPDATE channels SET generation = generation + 1
 			WHERE id = (SELECT channel_id FROM sessions WHERE sid = $1 AND state <> 'revoked') AND deleted_at = 0
-			RETURNING generation`, sid)
+			RETURNING generation`)
 		if err != nil {
 			return err
 		}
-		_, err = exec(ctx, tx, `UPDATE sessions SET generation = $1 WHERE sid = $2`, g, sid)
-		return err
+		defer raise.Close()
+		note, err := tx.PrepareContext(ctx, `UPDATE sessions SET generation = $1 WHERE sid = $2`)
+		if err != nil {
+			return err
+		}
+		defer note.Close()
+		for i, sid := range sids {
+			err := raise.QueryRowContext(ctx, sid).Scan(&gens[i])
+			if errors.Is(err, sql.ErrNoRows) {
+				continue
+			}
+			if err == nil {
+				_, err = note.ExecContext(ctx, gens[i], sid)
+			}
+			if err != nil {
+				return fmt.Errorf("session %s: %w", sid, err)
+			}
+		}
+		return nil
 	})
-	return g, err
+	if err != nil {
+		return nil, err
+	}
+	return gens, nil
 }

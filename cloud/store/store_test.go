@@ -15,7 +15,7 @@ import (
 	"github.com/zipato/vms/pkg/vms"
 )
 
-func open(t *testing.T, path string) *store.Store {
+func open(t testing.TB, path string) *store.Store {
 	t.Helper()
 	s, err := store.OpenSQLite(t.Context(), path)
 	if err != nil {
@@ -121,8 +121,8 @@ func TestSQLiteUpgradesFromTheFirstSchema(t *testing.T) {
 	if h, rows, err := s.DesiredChannels(ctx, "hub_1"); err != nil || h.Revision != 1 || len(rows) != 1 || rows[0].PreRoll != 5 || rows[0].PostRoll != 30 {
 		t.Errorf("DesiredChannels = %+v, %+v, %v", h, rows, err)
 	}
-	if g, err := s.NextGeneration(ctx, "sid_1"); err != nil || g != 8 {
-		t.Errorf("NextGeneration = %d, %v, want 8", g, err)
+	if g, err := s.NextGenerations(ctx, []vms.SID{"sid_1"}); err != nil || len(g) != 1 || g[0] != 8 {
+		t.Errorf("NextGenerations = %d, %v, want 8", g, err)
 	}
 	rs, err := s.Recordings(ctx, "ch_1", start, start.Add(time.Hour), nvr.Cursor{}, 10)
 	if err != nil || len(rs) != 1 || rs[0].Key != key || rs[0].Chunks.Last != 150 || !rs[0].TimeUncertain {

@@ -29,6 +29,9 @@ type Options struct {
 	// ConnectOrigins are where live WebSockets go when not to the page's own
 	// host, such as "wss://worker.example.com".
 	ConnectOrigins []string
+	// LiveAnywhere lets live WebSockets go to any host: workers that join while a
+	// page stands open are not in its policy, and its stream may move to one.
+	LiveAnywhere bool
 }
 
 // Handler serves the app: its files, and its index page for every address that
@@ -39,11 +42,16 @@ func Handler(o Options) http.Handler {
 }
 
 func newHandler(tree fs.FS, o Options) *handler {
-	return &handler{
+	h := &handler{
 		files: load(tree),
 		media: origins(o.MediaOrigins),
 		live:  origins(o.ConnectOrigins),
 	}
+	if o.LiveAnywhere {
+		// Plain ones too: to a page that came over TLS browsers forbid them themselves.
+		h.live = []string{"ws:", "wss:"}
+	}
+	return h
 }
 
 // hostForm is host[:port] as far as the policy may repeat it: nothing in it

@@ -126,6 +126,17 @@ func TestPolicyAllowsWhatIsNamedAndNoMore(t *testing.T) {
 	}
 }
 
+func TestLiveAnywhereIsForWebSocketsOnly(t *testing.T) {
+	h := newHandler(built, Options{LiveAnywhere: true, MediaOrigins: []string{"https://s3.example.com"}})
+	policy := directives(t, h, "http://vms.test/")
+	if got, want := policy["connect-src"], "'self' ws://vms.test wss://vms.test ws: wss: https://s3.example.com"; got != want {
+		t.Errorf("connect-src = %q, want %q", got, want)
+	}
+	if got, want := policy["script-src"], "'self'"; got != want {
+		t.Errorf("script-src = %q, want %q", got, want)
+	}
+}
+
 func TestHostHeaderCannotWritePolicy(t *testing.T) {
 	h := newHandler(built, Options{})
 	r := httptest.NewRequest("GET", "/", nil)

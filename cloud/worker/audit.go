@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/zipato/vms/cloud/worker/segment"
 	"github.com/zipato/vms/pkg/vms"
 )
 
@@ -22,7 +23,7 @@ type audit struct {
 
 // suspect reports whether r has to be audited.
 func (s *stream) suspect(r *recording) bool {
-	return !r.audit.done && s.generation() > r.gen && (r.gen == 0 || !s.seg.Seen(r.open))
+	return !r.audit.done && (r.gen == 0 || s.generation() > r.gen && !s.seg.Seen(r.open))
 }
 
 // complete stores r, of which nothing will follow, once that is known to be right.
@@ -35,15 +36,26 @@ func (s *stream) complete(r *recording) error {
 		return nil // it becomes a part, see idle
 	case !s.suspect(r):
 		return s.finish(r)
-	case r.audit.asking || time.Now().Before(r.audit.next) || s.w.work.Err() != nil:
-		return nil
+	}
+	s.ask(r)
+	return nil
+}
+
+// ask begins to ask the NVR what is stored of r, if it is not being asked.
+func (s *stream) ask(r *recording) {
+	if r.audit.asking || time.Now().Before(r.audit.next) || s.w.work.Err() != nil {
+		return
 	}
 	r.audit.asking = true
-	c := r.open.Chunks
+	c, found := r.open.Chunks, r.found
 	s.w.jobs.Go(func() {
 		ctx, cancel := context.WithTimeout(s.w.work, restoreWait)
 		defer cancel()
 		wholes, err := s.w.cfg.NVR.Wholes(ctx, s.ch, c)
+		var rows []vms.Recording
+		if err == nil && found {
+			rows, err = s.w.rows(ctx, s.ch, []vms.Epoch{c.Epoch})
+		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		r.audit.asking = false
@@ -57,20 +69,44 @@ func (s *stream) complete(r *recording) error {
 			}
 			return
 		}
+		if found {
+			r.found = false
+			r.partsOf(rows)
+			s.merge(c.Epoch, rows)
+		}
 		s.audited(r, c, wholes)
 		_ = s.settle() // it was logged
 	})
-	return nil
+}
+
+// partsOf notes how far r is in the store as parts.
+func (r *recording) partsOf(rows []vms.Recording) {
+	var set vms.ChunkSet
+	for _, p := range rows {
+		if p.Number == r.open.Recording {
+			set.Add(p.Chunks)
+		}
+	}
+	for _, x := range set.Ranges() {
+		if x.Epoch == r.open.Chunks.Epoch && x.First <= r.open.Chunks.First {
+			r.parted = max(r.parted, min(x.Last, r.open.Chunks.Last))
+		}
+	}
+	if r.parted < r.open.Chunks.First {
+		r.parted = 0
+	}
 }
 
 // audited takes the NVR's answer about the chunks c of r.
 func (s *stream) audited(r *recording, c vms.ChunkRange, wholes []vms.ChunkRange) {
-	r.audit.done = true
+	// What still grows is asked about again when it is complete.
+	r.audit.done = s.seg.State(r.open) == segment.Complete
 	var all vms.ChunkSet
 	for _, x := range wholes {
 		all.Add(x)
 		r.audit.shared = r.audit.shared || !c.Contains(x)
 	}
+	r.audit.done = r.audit.done || r.audit.shared
 	switch {
 	case all.Covers(c) && r.open.Chunks == c:
 		s.w.cfg.Log.Info("another worker has stored the recording", "channel", s.ch, "chunks", c.String())
@@ -85,7 +121,7 @@ func (s *stream) audited(r *recording, c vms.ChunkRange, wholes []vms.ChunkRange
 func (s *stream) leave(r *recording) {
 	s.drop(r)
 	s.seg.Close(r.open)
-	s.w.used.Add(-r.w.Bytes())
+	s.w.dir.used.Add(-r.w.Bytes())
 	if err := r.w.Discard(); err != nil {
 		s.w.cfg.Log.Error("cannot discard a recording that is stored", "channel", s.ch, "err", err)
 	}

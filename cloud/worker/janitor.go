@@ -119,18 +119,18 @@ func (w *Worker) assembleRun(ctx context.Context, src *source, ch vms.ChannelID,
 	var out *segment.Writer
 	last, err = src.replay(ctx, number, run.First, run.Last, func(i *vms.Init, c *vms.Chunk) (err error) {
 		if out == nil {
-			out, err = segment.Create(w.cfg.Dir, ch, *i, c)
+			out, err = segment.Scratch(w.cfg.Dir, ch, *i, c)
 		} else {
 			err = out.Append(c)
 		}
 		if err == nil {
-			w.used.Add(int64(len(c.Payload)))
+			w.dir.used.Add(int64(len(c.Payload)))
 		}
 		return err
 	})
 	if err != nil {
 		if out != nil {
-			w.used.Add(-out.Bytes())
+			w.dir.used.Add(-out.Bytes())
 			err = errors.Join(err, out.Discard())
 		}
 		return last, err
@@ -139,7 +139,7 @@ func (w *Worker) assembleRun(ctx context.Context, src *source, ch vms.ChannelID,
 		return last, &uselessError{keys: []string{key}, err: errors.New("it holds nothing")}
 	}
 	bytes := out.Bytes()
-	defer w.used.Add(-bytes)
+	defer w.dir.used.Add(-bytes)
 	f, err := out.Finish()
 	if err != nil {
 		return last, err

@@ -86,59 +86,59 @@ func (l *lane) Init(i vms.Init) error {
 }
 
 // Chunk implements ingest.Lane.
-func (l *lane) Chunk(c vms.Chunk) error {
+func (l *lane) Chunk(c *vms.Chunk) (kept bool, err error) {
+	f, kept, err := l.take(c, false)
+	if f == nil {
+		return kept, err // as almost always
+	}
 	late := time.NewTimer(restoreWait)
 	defer late.Stop()
-	for asked := false; ; {
-		f, err := l.take(&c, asked)
-		if f == nil {
-			return err
-		}
+	for asked := false; f != nil; f, kept, err = l.take(c, asked) {
 		select {
 		case <-f.done:
 		case <-late.C:
-			return refuseParts() // it goes on, and will have been done when the agent is back
+			return false, refuseParts() // it goes on, and will have been done when the agent is back
 		}
 		if f.epoch == c.Epoch && f.seq == c.Seq-1 {
 			if f.err != nil {
-				return refuseParts()
+				return false, refuseParts()
 			}
 			asked = true
 		}
 	}
+	return kept, err
 }
 
-// take shows and records a chunk. When it cannot be placed before parts were
-// looked for, the fetch to wait for is returned.
-func (l *lane) take(c *vms.Chunk, asked bool) (*fetch, error) {
+// take records a chunk and shows it, and reports whether a viewer keeps it. When
+// it cannot be placed before parts were looked for, the fetch to wait for is
+// returned.
+func (l *lane) take(c *vms.Chunk, asked bool) (f *fetch, kept bool, err error) {
 	s := l.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if l.gone != nil {
-		return nil, l.gone
+		return nil, false, l.gone
 	}
 	init := s.inits[initKey{c.Epoch, c.Init}]
 	if init == nil {
-		return nil, ingest.Refuse(wire.ClassRetry, wire.CodeNoInit, "chunk %s:%d needs init %d, which was not sent", c.Epoch, c.Seq, c.Init)
+		return nil, false, ingest.Refuse(wire.ClassRetry, wire.CodeNoInit, "chunk %s:%d needs init %d, which was not sent", c.Epoch, c.Seq, c.Init)
 	}
 	l.use(c.Epoch)
 	st := s.lanes[l.kind]
-	if c.Flags.Has(vms.FlagPreview) {
+	preview := c.Flags.Has(vms.FlagPreview)
+	if preview {
 		if l.kind != vms.LaneLive {
-			return nil, ingest.Refuse(wire.ClassRetry, wire.CodeMalformed, "chunk %s:%d: only the live lane carries previews", c.Epoch, c.Seq)
+			return nil, false, ingest.Refuse(wire.ClassRetry, wire.CodeMalformed, "chunk %s:%d: only the live lane carries previews", c.Epoch, c.Seq)
 		}
 		st.pos.Preview()
 	} else {
 		f, taken, err := l.record(st, init, c, asked)
 		if f != nil || err != nil || !taken {
-			return f, err
+			return f, false, err
 		}
 	}
 	st.endWhy = ""
-	if l.kind == vms.LaneLive {
-		s.live.Publish(init, c)
-	}
-	return nil, nil
+	return nil, l.kind == vms.LaneLive && s.live.Publish(init, c, !preview), nil
 }
 
 // record puts a chunk where the agent's stamps say, and reports whether it was new.
@@ -165,7 +165,7 @@ func (l *lane) record(st *laneState, init *vms.Init, c *vms.Chunk, asked bool) (
 		}
 		w, err := segment.Create(s.w.cfg.Dir, s.ch, *init, c)
 		if err != nil {
-			return nil, false, l.writeFailed(nil, c, err)
+			return nil, false, l.writeFailed(c, err)
 		}
 		if v == segment.Rest {
 			s.w.cfg.Log.Warn("a recording begins in its middle: what comes before is stored and cannot be continued",
@@ -174,12 +174,13 @@ func (l *lane) record(st *laneState, init *vms.Init, c *vms.Chunk, asked bool) (
 		r = &recording{w: w, opened: time.Now(), gen: s.generation()}
 	case segment.Append:
 		if err := r.w.Append(c); err != nil {
-			return nil, false, l.writeFailed(r, c, err)
+			return nil, false, l.writeFailed(c, err)
 		}
 	}
 	r.open, r.sid, r.grown = s.seg.Take(&st.pos, c, v, o), l.sid, time.Now()
+	r.came(c.Seq, r.grown)
 	s.recs[r.open] = r
-	s.w.used.Add(int64(len(c.Payload)))
+	s.w.dir.used.Add(int64(len(c.Payload)))
 	return nil, true, s.settle()
 }
 
@@ -191,21 +192,19 @@ func refuseOpen() *ingest.Refusal {
 	return r
 }
 
-// writeFailed answers a chunk that could not be written, to r if it has one.
-// One that is no fragment is refused for ever, and its GOP with it: nothing was
-// written, and what is open stays. When tmpfs fails, r is given up: the agent
-// sends it again.
-func (l *lane) writeFailed(r *recording, c *vms.Chunk, err error) error {
+// writeFailed answers a chunk that could not be written. One that is no fragment
+// is refused for ever, and its GOP with it. When tmpfs fails, the agent has to
+// come back with it. Either way nothing was written, and what is open stays.
+func (l *lane) writeFailed(c *vms.Chunk, err error) error {
 	s := l.s
 	if errors.Is(err, cmaf.ErrInvalid) {
 		return ingest.RefuseChunk(c, wire.CodeMalformed, "chunk %s:%d: %v", c.Epoch, c.Seq, err)
 	}
 	s.w.cfg.Log.Error("cannot write to the worker's directory; the agent will send again", "channel", s.ch, "err", err)
-	if r != nil {
-		s.discard(r)
-		s.sendAway(refuseTmpfs())
-	}
-	return refuseTmpfs()
+	s.w.dir.writeFailed(err)
+	r := refuseTmpfs()
+	r.RetryAfterMS = 2000
+	return r
 }
 
 // Gap implements ingest.Lane.

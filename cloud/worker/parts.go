@@ -72,7 +72,10 @@ func (s *stream) pressure() {
 func (s *stream) sendPart(o *segment.Open, h how) {
 	s.mu.Lock()
 	r := s.recs[o]
-	if r == nil {
+	if r != nil && r.found {
+		s.ask(r) // it may be stored, all or some of it; then it is time for a part
+	}
+	if r == nil || r.found {
 		s.mu.Unlock()
 		return
 	}
@@ -101,8 +104,7 @@ func (s *stream) sendPart(o *segment.Open, h how) {
 	}
 	j := job(f)
 	j.Done = func(v vms.Recording) {
-		s.w.notices.send(s.ch, func(ctx context.Context) error { return s.w.cfg.NVR.RecordingUploaded(ctx, v) },
-			func(err error) { s.registered(r, u, v, err) })
+		s.w.notices.uploaded(s.w.cfg.NVR, s.ch, v, func(err error) { s.registered(r, u, v, err) })
 	}
 	j.Lost = func(err error) { s.registered(r, u, f.Recording, err) }
 	s.w.uploader.Submit(ctx, j)

@@ -111,11 +111,12 @@ func (h *twoLanes) fill(n int) {
 }
 
 // TestTwoLanesAtRandom: live jumps ahead time and again, backfill follows in
-// either order, both lose their links and change workers, parts are made.
+// either order, both lose their links and change workers, which may be killed and
+// start again, parts are made.
 func TestTwoLanesAtRandom(t *testing.T) {
 	cs := tape(t, 1, 1, 130, 200)
 	want := alone(t, cs)
-	runs := 60
+	runs := 40
 	if testing.Short() {
 		runs = 10
 	}
@@ -131,7 +132,7 @@ func TestTwoLanesAtRandom(t *testing.T) {
 				h := &twoLanes{hub: hub{t: r.t, cs: cs}, newest: rng.IntN(2) == 0}
 				h.open(r, false)
 				for range 25 {
-					switch rng.IntN(8) {
+					switch rng.IntN(9) {
 					case 0, 1:
 						h.captured = min(h.captured+rng.IntN(8), 110)
 						h.push(h.captured)
@@ -152,6 +153,14 @@ func TestTwoLanesAtRandom(t *testing.T) {
 						h.push(h.captured)
 					case 7:
 						h.learn()
+					case 8:
+						i := rng.IntN(len(workers))
+						old := workers[i]
+						workers[i] = old.restart(rng.IntN(2) == 0, time.Duration(rng.IntN(3)*rng.IntN(90))*time.Second)
+						if h.r == old {
+							h.open(workers[i], rng.IntN(2) == 0)
+							h.push(h.captured)
+						}
 					}
 				}
 				h.captured = len(cs)
@@ -176,6 +185,7 @@ func TestTwoLanesAtRandom(t *testing.T) {
 				if h.back != nil {
 					h.back.hangUp()
 				}
+				defer workers[0].shutdown()
 				for _, w := range workers[1:] {
 					w.shutdown()
 				}

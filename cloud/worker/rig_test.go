@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,6 +25,7 @@ import (
 
 	"github.com/zipato/vms/cloud/worker"
 	"github.com/zipato/vms/cloud/worker/segment"
+	"github.com/zipato/vms/cloud/worker/upload"
 	"github.com/zipato/vms/pkg/cmaf"
 	"github.com/zipato/vms/pkg/token"
 	"github.com/zipato/vms/pkg/vms"
@@ -45,6 +47,8 @@ type rig struct {
 	stop   context.CancelFunc
 	ended  chan error
 	wg     sync.WaitGroup
+	dead   atomic.Bool // its process was killed: nothing of it reaches anybody
+	over   bool        // it was shut down, or there is another process in its place
 }
 
 // inBubble runs f with a rig, and ends the worker after it.
@@ -73,6 +77,8 @@ func newRig(t *testing.T, options ...func(*worker.Config)) *rig {
 	for _, o := range options {
 		o(&cfg)
 	}
+	r.dir = cfg.Dir
+	cfg.Store, cfg.NVR = mortalStore{cfg.Store, &r.dead}, mortalNVR{cfg.NVR, &r.dead}
 	if r.w, err = worker.New(cfg); err != nil {
 		t.Fatal(err)
 	}
@@ -84,11 +90,32 @@ func newRig(t *testing.T, options ...func(*worker.Config)) *rig {
 	return r
 }
 
-// shutdown tells the worker to go, and checks that it leaves nothing behind.
+// shutdown tells the worker to go, and checks what it leaves behind.
 func (r *rig) shutdown() {
 	r.t.Helper()
+	if r.over {
+		return
+	}
+	r.over = true
 	r.stop()
 	r.wait()
+	// Only recordings that nobody has stored, for the next start.
+	found, dropped, err := segment.Recover(r.dir)
+	if err != nil || len(dropped) > 0 {
+		r.t.Errorf("left in the worker's directory: %v, %v", dropped, err)
+	}
+	for _, f := range found {
+		r.store.set(func(s *store) {
+			for _, o := range s.objects {
+				if o.Channel == f.Channel() && o.Chunks.Contains(f.Range()) {
+					r.t.Errorf("%s of %s is left in the worker's directory, and stored", f.Range(), f.Channel())
+				}
+			}
+		})
+		if err := f.Discard(); err != nil {
+			r.t.Error(err)
+		}
+	}
 	r.tmpfsIsEmpty()
 }
 
@@ -101,11 +128,77 @@ func (r *rig) wait() {
 	r.wg.Wait()
 }
 
+// tmpfsIsEmpty checks that there are no recordings.
 func (r *rig) tmpfsIsEmpty() {
 	r.t.Helper()
-	if fs, err := os.ReadDir(r.dir); err != nil || len(fs) > 0 {
+	fs, err := os.ReadDir(r.dir)
+	fs = slices.DeleteFunc(fs, func(f os.DirEntry) bool { return f.Name() == "lock" })
+	if err != nil || len(fs) > 0 {
 		r.t.Errorf("left in the worker's directory: %v, %v", fs, err)
 	}
+}
+
+// restart is the next process with the same directory, so long after this one was
+// told to stop, or was killed in this moment.
+func (r *rig) restart(kill bool, later time.Duration, options ...func(*worker.Config)) *rig {
+	r.t.Helper()
+	r.over = true
+	dir := r.dir
+	if kill {
+		r.dead.Store(true)
+		dir = r.t.TempDir()
+		if err := os.CopyFS(dir, os.DirFS(r.dir)); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	r.stop()
+	r.wait()
+	time.Sleep(later)
+	b := newRig(r.t, append(options, func(c *worker.Config) { c.Dir, c.Store, c.NVR = dir, r.store, r.nvr })...)
+	b.store, b.nvr = r.store, r.nvr
+	return b
+}
+
+var errDead = errors.New("killed")
+
+// mortalStore is the store of a process that may be killed.
+type mortalStore struct {
+	upload.Store
+	dead *atomic.Bool
+}
+
+func (m mortalStore) Put(ctx context.Context, r vms.Recording, body io.ReadSeeker) error {
+	if m.dead.Load() {
+		return errDead
+	}
+	return m.Store.Put(ctx, r, body)
+}
+
+// mortalNVR is the NVR of a process that may be killed.
+type mortalNVR struct {
+	worker.NVR
+	dead *atomic.Bool
+}
+
+func (m mortalNVR) StreamStarted(ctx context.Context, e vms.StreamEvent) error {
+	if m.dead.Load() {
+		return errDead
+	}
+	return m.NVR.StreamStarted(ctx, e)
+}
+
+func (m mortalNVR) StreamEnded(ctx context.Context, e vms.StreamEvent) error {
+	if m.dead.Load() {
+		return errDead
+	}
+	return m.NVR.StreamEnded(ctx, e)
+}
+
+func (m mortalNVR) RecordingUploaded(ctx context.Context, r vms.Recording) error {
+	if m.dead.Load() {
+		return errDead
+	}
+	return m.NVR.RecordingUploaded(ctx, r)
 }
 
 // ticket is the NVR's, for worker w1.
@@ -170,6 +263,7 @@ type agent struct {
 	welcome *wire.Welcome
 	durable vms.ChunkSet
 	last    wire.Ack
+	refused wire.ErrorMessage
 	sent    int64 // of binary messages, by paced
 }
 
@@ -245,6 +339,13 @@ func (a *agent) send(m wire.PushMessage) {
 // binary sends what the worker may refuse before it has read it all.
 func (a *agent) binary(b []byte) { _ = a.c.Write(context.Background(), websocket.MessageBinary, b) }
 
+// tell says something, if the connection stands.
+func (a *agent) tell(m wire.PushMessage) {
+	if data, err := wire.EncodePush(m); err == nil {
+		_ = a.c.Write(context.Background(), websocket.MessageText, data)
+	}
+}
+
 func (a *agent) init(e vms.Epoch, id uint32) {
 	a.t.Helper()
 	i := testInit(a.t)
@@ -263,10 +364,10 @@ func (a *agent) paced(cs ...vms.Chunk) int {
 	for i := range cs {
 		size := int64(wire.ChunkHeaderLen + len(cs[i].Payload))
 		for quiet := 0; a.sent+size > max(a.welcome.Credit, a.last.Credit); quiet++ {
-			if quiet == 20 {
+			if quiet == 200 {
 				return i
 			}
-			time.Sleep(time.Second)
+			time.Sleep(100 * time.Millisecond)
 			a.take()
 		}
 		a.chunks(cs[i])
@@ -297,6 +398,9 @@ func (a *agent) apply(m wire.PushMessage) {
 			a.durable.Add(r)
 		}
 	}
+	if e, ok := m.(*wire.ErrorMessage); ok {
+		a.refused = *e
+	}
 }
 
 // isDurable waits, as long as it takes in the bubble's time, for r.
@@ -319,18 +423,14 @@ func (a *agent) isDurable(r vms.ChunkRange) {
 // closed waits for the end: the worker's last words and how it closed.
 func (a *agent) closed() (wire.ErrorMessage, websocket.CloseError) {
 	a.t.Helper()
-	var last wire.ErrorMessage
 	limit := time.After(2 * time.Minute)
 	for {
 		select {
 		case m, ok := <-a.in:
-			if e, is := m.(*wire.ErrorMessage); is {
-				last = *e
-			}
 			if !ok {
 				var ce websocket.CloseError
 				errors.As(a.over, &ce)
-				return last, ce
+				return a.refused, ce
 			}
 			a.apply(m)
 		case <-limit:

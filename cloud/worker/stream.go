@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"io/fs"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -34,7 +36,10 @@ type stream struct {
 	surveyed  vms.Generation    // that the NVR was asked for parts at
 	aside     map[string]bool   // keys of parts that nothing can be made of here
 	fetching  *fetch
-	fetchNext time.Time // when parts are looked for again by ourselves
+	fetchNext time.Time              // when parts are looked for again by ourselves
+	ahead     map[nextChunk]question // what the NVR is asked about
+	asking    bool                   // it is being asked
+	adopted   time.Time              // when recordings of it were found on tmpfs
 	forgotten bool
 }
 
@@ -50,6 +55,7 @@ type recording struct {
 	sid    vms.SID   // of the session that brought its last chunk
 	opened time.Time // here
 	grown  time.Time
+	marks  []mark // when its chunks came
 
 	parted uint64    // the last chunk that registered parts hold, 0: none does
 	part   *sending  // the part under way
@@ -62,13 +68,17 @@ type recording struct {
 
 	// gen is the newest generation when it was begun here, 0 when it was brought
 	// back: another worker may have closed it since, or begun with a rest of it.
-	gen   vms.Generation
+	gen vms.Generation
+	// found: another process began it, and the NVR was not asked yet what of it is
+	// stored.
+	found bool
 	audit audit
 }
 
 // sending is an object on its way into the store.
 type sending struct {
 	since  time.Time
+	oldest time.Time          // when its oldest chunk came that is in no part; zero: there is none
 	cancel context.CancelFunc // of a part
 }
 
@@ -154,7 +164,7 @@ func (s *stream) attach(t token.Push, hello *wire.Hello, c *ingest.Conn) (l *lan
 	}
 	st.started = true
 	if e := st.event; news {
-		s.w.notices.send(s.ch, func(ctx context.Context) error { return s.w.cfg.NVR.StreamStarted(ctx, e) }, nil)
+		s.w.notices.started(s.w.cfg.NVR, e)
 	}
 	return l, old, nil
 }
@@ -208,6 +218,28 @@ func (s *stream) settle() (err error) {
 	return err
 }
 
+// maxRecent bounds what is read from tmpfs for a viewer, bytes.
+const maxRecent = 8 << 20
+
+// recent returns what the live lane recorded since the newest keyframe of its
+// open recording, from tmpfs, as it came. s.mu is held.
+func (s *stream) recent() (*vms.Init, []vms.Chunk) {
+	st := s.lanes[vms.LaneLive]
+	if st == nil {
+		return nil, nil
+	}
+	r := s.recs[s.seg.At(&st.pos)]
+	if r == nil {
+		return nil, nil
+	}
+	cs, err := r.w.Tail(maxRecent)
+	if err != nil {
+		s.w.cfg.Log.Warn("cannot read an open recording for a viewer", "channel", s.ch, "err", err)
+		return nil, nil
+	}
+	return r.w.Init(), cs
+}
+
 // drop takes r from the open recordings. Its part, if one is under way, is not
 // needed any more.
 func (s *stream) drop(r *recording) {
@@ -224,7 +256,7 @@ func (s *stream) drop(r *recording) {
 func (s *stream) discard(r *recording) {
 	s.drop(r)
 	s.seg.Park(r.open, r.parted)
-	s.w.used.Add(-r.w.Bytes())
+	s.w.dir.used.Add(-r.w.Bytes())
 	if err := r.w.Discard(); err != nil {
 		s.w.cfg.Log.Error("cannot discard an open recording", "channel", s.ch, "err", err)
 	}
@@ -238,12 +270,12 @@ func (s *stream) finish(r *recording) error {
 	if err != nil {
 		s.w.cfg.Log.Error("cannot finish a recording; the agent will send it again", "channel", s.ch, "chunks", r.open.Chunks.String(), "err", err)
 		s.seg.Park(r.open, r.parted)
-		s.w.used.Add(-r.w.Bytes())
+		s.w.dir.used.Add(-r.w.Bytes())
 		s.sendAway(refuseTmpfs())
 		return refuseTmpfs()
 	}
 	s.seg.Close(r.open)
-	u := &sending{since: time.Now()}
+	u := &sending{since: time.Now(), oldest: r.oldest()}
 	s.uploads[u] = true
 	j := job(f)
 	j.Done = func(v vms.Recording) { s.uploaded(u, f, v) }
@@ -254,13 +286,24 @@ func (s *stream) finish(r *recording) error {
 
 // uploaded makes chunks durable, and tells the agent and the NVR.
 func (s *stream) uploaded(u *sending, f *segment.Finished, v vms.Recording) {
-	s.w.used.Add(f.HeadLen - f.Bytes)
+	s.w.clear(f)
 	s.w.cfg.Log.Info("recording stored", "channel", s.ch, "key", v.Key, "chunks", v.Chunks.String(), "bytes", v.Bytes)
-	s.w.notices.send(s.ch, func(ctx context.Context) error { return s.w.cfg.NVR.RecordingUploaded(ctx, v) }, nil)
+	s.w.notices.uploaded(s.w.cfg.NVR, s.ch, v, nil)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.uploads, u)
 	s.acknowledge(f.Chunks)
+}
+
+// clear takes what is left of a finished recording, whose file is removed, from Dir.
+func (w *Worker) clear(f *segment.Finished) {
+	w.dir.used.Add(f.HeadLen - f.Bytes)
+	if f.Journal == "" {
+		return
+	}
+	if err := os.Remove(f.Journal); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		w.cfg.Log.Error("cannot remove a recording's journal", "path", f.Journal, "err", err)
+	}
 }
 
 // acknowledge tells the lanes what became durable.
@@ -277,7 +320,7 @@ func (s *stream) acknowledge(c vms.ChunkRange) {
 // lost takes back what was said of a recording whose file is not there any
 // more, or not whole: the agent has it and must send it again.
 func (s *stream) lost(u *sending, r *recording, f *segment.Finished, err error) {
-	s.w.used.Add(f.HeadLen - f.Bytes)
+	s.w.clear(f)
 	s.w.cfg.Log.Error("a finished recording was lost before its upload; the agent will send it again", "channel", s.ch, "chunks", f.Chunks.String(), "err", err)
 	s.mu.Lock()
 	delete(s.uploads, u)
@@ -320,7 +363,8 @@ func (s *stream) makeRoom(quiet time.Duration) {
 }
 
 // openSince counts the open recordings, and says when the youngest was begun.
-func (s *stream) openSince() (n int, since time.Time) {
+// waiting: there is one that needs no agent any more to be stored.
+func (s *stream) openSince() (n int, since time.Time, waiting bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, r := range s.recs {
@@ -328,8 +372,9 @@ func (s *stream) openSince() (n int, since time.Time) {
 		if r.opened.After(since) {
 			since = r.opened
 		}
+		waiting = waiting || s.untouched(r)
 	}
-	return n, since
+	return n, since, waiting
 }
 
 // connected reports whether a lane has a connection.
@@ -349,7 +394,8 @@ func (s *stream) connected() bool {
 // be forgotten.
 func (s *stream) idle(now time.Time, grace, forget time.Duration) bool {
 	s.mu.Lock()
-	silent, gone := true, true
+	since := now.Sub(s.adopted)
+	silent, gone := since >= forget, since >= grace
 	for _, st := range s.lanes {
 		if st.lost.IsZero() {
 			silent, gone = false, false
@@ -364,9 +410,13 @@ func (s *stream) idle(now time.Time, grace, forget time.Duration) bool {
 		silent = silent && d >= forget
 	}
 	_ = s.settle() // it was logged
+	s.lookAhead(now)
 	var parts, pressed []*segment.Open
 	done := true
 	for o, r := range s.recs {
+		if err := r.w.Flush(); err != nil {
+			s.w.dir.writeFailed(err) // the next sweep tries again
+		}
 		if gone || now.Sub(r.grown) >= stalled || r.audit.shared {
 			parts = append(parts, o)
 		} else if r.pressed {
@@ -374,7 +424,7 @@ func (s *stream) idle(now time.Time, grace, forget time.Duration) bool {
 		}
 		done = done && (r.stored() || r.unwanted)
 	}
-	forgotten := silent && done && len(s.uploads) == 0 && s.fetching == nil
+	forgotten := silent && done && len(s.uploads) == 0 && s.fetching == nil && !s.asking
 	if forgotten {
 		s.discardAll()
 		s.forgotten = true
@@ -438,7 +488,7 @@ func (s *stream) ended(st *laneState, cause string) {
 	st.started = false
 	e := st.event
 	e.At, e.Cause = st.lost.UTC(), cause
-	s.w.notices.send(s.ch, func(ctx context.Context) error { return s.w.cfg.NVR.StreamEnded(ctx, e) }, nil)
+	s.w.notices.ended(s.w.cfg.NVR, e)
 	if e.Lane == vms.LaneLive {
 		s.live.Offline(cause)
 	}
@@ -453,9 +503,19 @@ func (s *stream) drained() {
 	}
 }
 
-// close drops open recordings; what is not stored of them the agents hold.
+// close leaves the open recordings to the next process, if the store does not
+// have all of them as parts.
 func (s *stream) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.discardAll()
+	for _, r := range s.recs {
+		if r.stored() {
+			s.discard(r)
+			continue
+		}
+		s.drop(r)
+		if err := r.w.Keep(); err != nil {
+			s.w.cfg.Log.Error("cannot leave an open recording to the next start; the agent will send it again", "channel", s.ch, "err", err)
+		}
+	}
 }

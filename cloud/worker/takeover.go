@@ -247,7 +247,7 @@ func (s *stream) extend(ctx context.Context, src *source, r *recording, from uin
 		if err := r.w.Append(c); err != nil {
 			return err
 		}
-		s.w.used.Add(int64(len(c.Payload)))
+		s.w.dir.used.Add(int64(len(c.Payload)))
 		return nil
 	})
 	s.mu.Lock()
@@ -266,11 +266,7 @@ func (s *stream) extend(ctx context.Context, src *source, r *recording, from uin
 		s.seg.Alone(r.open.Chunks.Epoch, r.open.Chunks.Last+1)
 		return nil
 	}
-	if errors.Is(err, errWrite) {
-		s.discard(r) // its file may hold half a chunk
-		s.sendAway(refuseTmpfs())
-	}
-	return err
+	return err // when tmpfs has failed, too, it will be tried again from here on
 }
 
 // restore puts a recording on tmpfs again that is in the store up to chunk last.
@@ -314,7 +310,7 @@ func (s *stream) restore(ctx context.Context, src *source, o *segment.Open, numb
 	var init vms.Init
 	drop := func() {
 		if w != nil {
-			s.w.used.Add(-w.Bytes())
+			s.w.dir.used.Add(-w.Bytes())
 			if err := w.Discard(); err != nil {
 				s.w.cfg.Log.Error("cannot discard a restored recording", "channel", s.ch, "err", err)
 			}
@@ -328,7 +324,7 @@ func (s *stream) restore(ctx context.Context, src *source, o *segment.Open, numb
 			err = w.Append(c)
 		}
 		if err == nil {
-			s.w.used.Add(int64(len(c.Payload)))
+			s.w.dir.used.Add(int64(len(c.Payload)))
 		}
 		return err
 	})
@@ -434,7 +430,7 @@ func (p *source) replay(ctx context.Context, number uint32, from, until uint64, 
 			if c.Seq > from && c.Flags.Has(vms.FlagFirst) {
 				return last, nil // the next recording, of another span, has the same number
 			}
-			if p.w.room() < 0 {
+			if p.w.dir.room() < 0 {
 				return last, errors.New("no room in the worker's directory")
 			}
 			switch err := put(&r.Init, &c); {
@@ -443,6 +439,7 @@ func (p *source) replay(ctx context.Context, number uint32, from, until uint64, 
 			case errors.Is(err, cmaf.ErrInvalid):
 				return last, &uselessError{keys: []string{row.Key}, err: err}
 			case err != nil:
+				p.w.dir.writeFailed(err)
 				return last, fmt.Errorf("%w: %w", errWrite, err)
 			}
 			last = c.Seq
@@ -475,7 +472,7 @@ func (p *source) open(ctx context.Context, row *vms.Recording) (*segment.PartRea
 
 // get fetches a part to tmpfs.
 func (p *source) get(ctx context.Context, row *vms.Recording) (*os.File, error) {
-	if p.w.room() < row.Bytes {
+	if p.w.dir.room() < row.Bytes {
 		return nil, errors.New("no room in the worker's directory")
 	}
 	body, err := p.w.cfg.Store.Get(ctx, row.Key)
@@ -492,7 +489,7 @@ func (p *source) get(ctx context.Context, row *vms.Recording) (*os.File, error) 
 	}
 	p.files[row.Key] = f
 	p.bytes += row.Bytes
-	p.w.used.Add(row.Bytes)
+	p.w.dir.used.Add(row.Bytes)
 	h := sha256.New()
 	n, err := io.Copy(io.MultiWriter(f, h), io.LimitReader(body, row.Bytes+1))
 	switch {
@@ -518,5 +515,5 @@ func (p *source) close() {
 	for key := range p.files {
 		p.forget(key)
 	}
-	p.w.used.Add(-p.bytes)
+	p.w.dir.used.Add(-p.bytes)
 }

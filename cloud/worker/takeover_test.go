@@ -104,18 +104,14 @@ func (h *hub) push(last int) {
 		if hole := span(1, h.pos+1, c.Seq-1); h.pos > 0 && hole.First <= hole.Last {
 			h.tell(&wire.GapMessage{ID: "durable", Chunks: hole, Cause: wire.CauseDurable})
 		}
-		h.a.chunks(c)
+		h.a.paced(c)
 		h.pos = c.Seq
 	}
 	synctest.Wait()
 }
 
 // tell says something, if the connection stands.
-func (h *hub) tell(m wire.PushMessage) {
-	if data, err := wire.EncodePush(m); err == nil {
-		_ = h.a.c.Write(h.t.Context(), 1, data)
-	}
-}
+func (h *hub) tell(m wire.PushMessage) { h.a.tell(m) }
 
 // pressure asks for parts, so late that small ones are made too.
 func (h *hub) pressure() {
@@ -248,7 +244,8 @@ func TestSpansInPartsStayApart(t *testing.T) {
 }
 
 // TestTakeoversAtRandom: parts, lost links, workers that come and go, some of
-// them to act long after the hub has gone on elsewhere.
+// them to act long after the hub has gone on elsewhere; some are killed, or told
+// to stop, and start again.
 func TestTakeoversAtRandom(t *testing.T) {
 	cs := tape(t, 1, 1, 55, 200)
 	want := alone(t, cs)
@@ -269,7 +266,7 @@ func TestTakeoversAtRandom(t *testing.T) {
 				h.connect(r)
 				at := 0
 				for range 12 {
-					switch rng.IntN(9) {
+					switch rng.IntN(10) {
 					case 0, 1, 2:
 						at = min(at+rng.IntN(14), len(cs))
 						h.push(at)
@@ -293,9 +290,18 @@ func TestTakeoversAtRandom(t *testing.T) {
 						h.learn()
 						h.connect(w)
 						h.push(at)
+					case 9: // its process ends, and there is another
+						i := rng.IntN(len(workers))
+						old := workers[i]
+						workers[i] = old.restart(rng.IntN(2) == 0, time.Duration(rng.IntN(3)*rng.IntN(90))*time.Second)
+						if h.r == old {
+							h.connect(workers[i])
+							h.push(at)
+						}
 					}
 				}
 				h.finish(workers[rng.IntN(len(workers))])
+				defer workers[0].shutdown()
 				for _, w := range workers[1:] {
 					w.shutdown()
 				}

@@ -57,3 +57,15 @@ func (w *Worker) tellChanges(ctx context.Context, told map[vms.ChannelID]toldVie
 		told[ch] = toldViewers{n, now}
 	}
 }
+
+// recent returns what the live lane of a channel recorded since its last keyframe.
+func (w *Worker) recent(ch vms.ChannelID) []vms.Chunk {
+	s := w.known(ch)
+	if s == nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, cs := s.recent()
+	return cs
+}

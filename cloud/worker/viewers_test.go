@@ -1,6 +1,7 @@
 package worker_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net/http"
@@ -18,6 +19,19 @@ import (
 // look opens the live picture of a channel as a browser does.
 func (r *rig) look(ln *pipes, ch vms.ChannelID) *websocket.Conn {
 	r.t.Helper()
+	c := r.dialLive(ln, ch)
+	r.wg.Go(func() { // takes what comes, and answers pings
+		for {
+			if _, _, err := c.Read(context.Background()); err != nil {
+				return
+			}
+		}
+	})
+	return c
+}
+
+func (r *rig) dialLive(ln *pipes, ch vms.ChannelID) *websocket.Conn {
+	r.t.Helper()
 	ticket, err := r.signer.SignView(token.View{Worker: "w1", Channel: ch, Expires: time.Now().Add(time.Hour)})
 	if err != nil {
 		r.t.Fatal(err)
@@ -27,11 +41,6 @@ func (r *rig) look(ln *pipes, ch vms.ChannelID) *websocket.Conn {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	r.wg.Go(func() { // takes what comes, and answers pings
-		for err == nil {
-			_, _, err = c.Read(context.Background())
-		}
-	})
 	return c
 }
 
@@ -69,5 +78,53 @@ func TestTheNVRKnowsWhoLooksOn(t *testing.T) {
 		_ = other.CloseNow()
 		expect(time.Second, "b 0")
 		expect(time.Hour)
+	})
+}
+
+// TestWhoComesLateSeesTheLastGOP: it is read back from tmpfs, as it came, and
+// goes on without a seam.
+func TestWhoComesLateSeesTheLastGOP(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		ln := newPipes()
+		srv := &http.Server{Handler: r.w.LiveHandler(), ReadHeaderTimeout: time.Minute}
+		r.wg.Go(func() { _ = srv.Serve(ln) })
+		defer srv.Close()
+		cs := tape(r.t, 1, 1, 30, 3000)
+		a := r.open(r.ticket("ch", 1), vms.LaneLive, 1)
+		a.init(1, 1)
+		a.chunks(cs[:13]...)
+		synctest.Wait()
+		expect := func(c *websocket.Conn, want ...vms.Chunk) {
+			r.t.Helper()
+			synctest.Wait()
+			c.SetReadLimit(-1)
+			ctx, cancel := context.WithTimeout(r.t.Context(), 10*time.Second)
+			defer cancel()
+			for i := range want {
+				typ, data, err := c.Read(ctx)
+				if err == nil && typ == websocket.MessageText { // init
+					if _, data, err = c.Read(ctx); err == nil && bytes.Equal(data, testInit(r.t).Segment) {
+						_, data, err = c.Read(ctx)
+					}
+				}
+				if err != nil || !bytes.Equal(data, want[i].Payload) {
+					r.t.Fatalf("a viewer got %d bytes, %v, instead of chunk %d", len(data), err, want[i].Seq)
+				}
+			}
+		}
+		first := r.dialLive(ln, "ch")
+		expect(first, cs[10:13]...)
+		a.chunks(cs[13:17]...)
+		expect(first, cs[13:17]...)
+		second := r.dialLive(ln, "ch")
+		expect(second, cs[15:17]...)
+		_, _ = first.CloseNow(), second.CloseNow()
+		time.Sleep(time.Second)
+		a.chunks(cs[17:23]...) // over the end of a recording
+		synctest.Wait()
+		third := r.dialLive(ln, "ch")
+		expect(third, cs[20:23]...)
+		_ = third.CloseNow()
+		a.hangUp()
 	})
 }

@@ -10,11 +10,8 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/zipato/vms/cloud/worker/ingest"
@@ -57,10 +54,11 @@ type NVR interface {
 // Config is what a worker needs. ID, Dir, Store, NVR and the two checks have no default.
 type Config struct {
 	ID vms.WorkerID
-	// Dir is where open recordings are written; it should be on tmpfs. What is
-	// in it at the start is deleted: the agents hold it still.
+	// Dir is where unfinished recordings are written; it should be on tmpfs, and
+	// is this worker's alone. What another process of it left there is finished.
 	Dir string
-	// DirBytes bounds what is kept in Dir; near it credit stops. 512 MiB.
+	// DirBytes bounds what is kept in Dir; near it, or when the file system is
+	// nearly full, credit stops. 512 MiB.
 	DirBytes int64
 	Store    upload.Store
 	NVR      NVR
@@ -98,14 +96,16 @@ type Worker struct {
 	ingest    ingest.Server
 	live      live.Server
 	uploader  upload.Uploader
-	used      atomic.Int64 // bytes in Dir
+	dir       *directory
 	notices   notices
+	lags      lags
 	uploadCtx context.Context // of uploads and notices; ends with Run
 	stop      context.CancelFunc
 	work      context.Context // of what is not waited for when the worker goes away
 	rest      context.CancelFunc
 	jobs      sync.WaitGroup // of these
 	restoring chan struct{}  // bounds the fetching of parts
+	looking   chan struct{}  // bounds looking ahead
 
 	mu      sync.Mutex
 	streams map[vms.ChannelID]*stream
@@ -132,30 +132,26 @@ func New(cfg Config) (*Worker, error) {
 	if cfg.DirBytes < leastDir {
 		return nil, fmt.Errorf("%w: %d bytes for unfinished recordings; even one stream needs %d", vms.ErrInvalid, cfg.DirBytes, int64(leastDir))
 	}
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("worker directory: %w", err)
-	}
-	old, err := filepath.Glob(filepath.Join(cfg.Dir, "*.body"))
+	dir, err := openDirectory(cfg.Dir, cfg.DirBytes, cfg.Log)
 	if err != nil {
-		return nil, fmt.Errorf("worker directory: %w", err)
+		return nil, err
 	}
-	for _, f := range old {
-		if err := os.Remove(f); err != nil {
-			return nil, fmt.Errorf("worker directory: %w", err)
-		}
-	}
-	w := &Worker{cfg: cfg, instance: vms.NewID[vms.Instance]("run"), streams: make(map[vms.ChannelID]*stream), revoked: make(map[vms.SID]bool)}
+	w := &Worker{cfg: cfg, dir: dir, instance: vms.NewID[vms.Instance]("run"), streams: make(map[vms.ChannelID]*stream), revoked: make(map[vms.SID]bool)}
 	w.uploader = upload.Uploader{Store: cfg.Store, Slots: cfg.Uploads, Log: cfg.Log}
-	w.restoring = make(chan struct{}, maxRestoring)
-	w.live = live.Server{Log: cfg.Log, Check: func(t string) (vms.ChannelID, error) {
+	w.restoring, w.looking = make(chan struct{}, maxRestoring), make(chan struct{}, maxAhead)
+	w.live = live.Server{Log: cfg.Log, Recent: w.recent, Check: func(t string) (vms.ChannelID, error) {
 		v, err := cfg.CheckView(t)
 		return v.Channel, err
 	}}
 	w.ingest = ingest.Server{
 		Instance: w.instance, Check: cfg.CheckPush, Revoked: w.isRevoked, Fenced: w.fenced, Streams: (*streams)(w),
 		Holds: func(ch vms.ChannelID) bool { return w.known(ch) != nil },
-		Room:  w.room, MaxChunk: maxChunk, MaxConns: 2000, Log: cfg.Log,
+		Room:  w.dir.room, MaxChunk: maxChunk, MaxConns: 2000, Log: cfg.Log,
 	}
+	if err := w.recover(); err != nil {
+		return nil, errors.Join(err, dir.close())
+	}
+	dir.measure(time.Now())
 	w.notices.log = cfg.Log
 	w.uploadCtx, w.stop = context.WithCancel(context.Background())
 	w.work, w.rest = context.WithCancel(w.uploadCtx)
@@ -170,25 +166,6 @@ func setDefault[T comparable](p *T, v T) {
 	}
 }
 
-func (w *Worker) register(m *obs.Registry) {
-	m.GaugeFunc("vms_worker_tmpfs_bytes", "Bytes of recordings that are not durable yet.", func() float64 { return float64(w.used.Load()) })
-	m.GaugeFunc("vms_worker_lanes", "Connections of agents.", func() float64 { return float64(w.ingest.Conns()) })
-	m.GaugeFunc("vms_worker_viewers", "Viewers of live pictures.", func() float64 { return float64(w.live.Viewers()) })
-	m.GaugeFunc("vms_worker_uploads_waiting", "Recordings that are finished and not durable.", func() float64 { return float64(w.uploader.Waiting()) })
-	m.CounterFunc("vms_worker_upload_retries_total", "Uploads that failed and were tried again.", func() float64 { return float64(w.uploader.Retries()) })
-	parts := m.Counter("vms_worker_parts_total", "Parts of recordings that were stored.")
-	wholes := m.Counter("vms_worker_recordings_total", "Whole recordings that were stored.")
-	bytes := m.CounterVec("vms_worker_uploaded_bytes_total", "Bytes of the objects that were stored: parts, and whole recordings.", "kind")
-	w.uploader.Stored = func(r vms.Recording) {
-		n, kind := wholes, "recording"
-		if r.Provisional() {
-			n, kind = parts, "part"
-		}
-		n.Inc()
-		bytes.With(kind).Add(float64(r.Bytes))
-	}
-}
-
 // Instance names this run.
 func (w *Worker) Instance() vms.Instance { return w.instance }
 
@@ -197,9 +174,11 @@ func (w *Worker) PushHandler() http.Handler { return &w.ingest }
 func (w *Worker) LiveHandler() http.Handler { return &w.live }
 
 // Run does the background work until ctx ends. Then lanes are sent to another
-// worker, and uploads under way get a short time to finish: what is left over
-// the agents send again. Call it once.
-func (w *Worker) Run(ctx context.Context) error {
+// worker, and uploads under way get a short time to finish. What is left over
+// stays in Dir for the next process; where there is none, the agents have it.
+// Call it once.
+func (w *Worker) Run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, w.dir.close()) }()
 	defer w.stop()
 	w.notices.start(w.uploadCtx)
 	w.jobs.Go(func() { w.janitor(w.work) })
@@ -232,7 +211,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	select {
 	case <-done:
 	case <-patience.C:
-		w.cfg.Log.Warn("uploads left for the agents to send again", "recordings", w.uploader.Waiting())
+		w.cfg.Log.Warn("uploads are left for the next start", "recordings", w.uploader.Waiting())
 	}
 	w.notices.drain(2 * time.Second)
 	w.stop()
@@ -244,8 +223,8 @@ func (w *Worker) Run(ctx context.Context) error {
 	return nil
 }
 
-// room is how many bytes Dir may still take.
-func (w *Worker) room() int64 { return w.cfg.DirBytes - w.used.Load() }
+// tmpfsFull reports whether there is an alarm because Dir is full.
+func (w *Worker) tmpfsFull() bool { return w.dir.full.Load() }
 
 // all lists the streams. No method of a stream is called with w.mu held: one
 // that waits for its disk must not stop the others.
@@ -280,17 +259,20 @@ func (w *Worker) forget(s *stream) {
 	defer w.mu.Unlock()
 	if w.streams[s.ch] == s {
 		delete(w.streams, s.ch)
+		w.live.Forget(s.ch)
 	}
 }
 
 // sweep ends streams whose agents are gone, forgets old ones, and makes room
 // when there would be none for ever.
 func (w *Worker) sweep(now time.Time) {
+	w.dir.measure(now)
 	for _, s := range w.all() {
 		if s.idle(now, w.cfg.Grace, w.cfg.Forget) {
 			w.forget(s)
 		}
 	}
+	w.showLags(now)
 	w.unblock()
 }
 
@@ -299,17 +281,20 @@ func (w *Worker) sweep(now time.Time) {
 // fill it: no stream gets credit then, so none of them would ever be complete.
 // The agents hold them, and the oldest is never given up, so that something moves.
 func (w *Worker) unblock() {
-	if w.room() < maxChunk {
+	if w.dir.room() < maxChunk {
 		for _, s := range w.all() {
 			s.makeRoom(w.cfg.Grace)
 		}
 	}
-	for w.room() < maxChunk && w.uploader.Waiting() == 0 {
+	for w.dir.room() < maxChunk && w.uploader.Waiting() == 0 {
 		var youngest *stream
 		var since time.Time
 		open := 0
 		for _, s := range w.all() {
-			n, t := s.openSince()
+			n, t, waiting := s.openSince()
+			if waiting {
+				return // some of it will be stored without anything that comes
+			}
 			if open += n; n > 0 && !t.Before(since) {
 				youngest, since = s, t
 			}
@@ -318,7 +303,7 @@ func (w *Worker) unblock() {
 			return
 		}
 		w.cfg.Log.Error("ALARM: unfinished recordings fill the worker's directory; one stream has to start its recording over",
-			"channel", youngest.ch, "bytes", w.used.Load(), "limit", w.cfg.DirBytes)
+			"channel", youngest.ch, "bytes", w.dir.used.Load(), "limit", w.dir.most.Load())
 		r := ingest.Refuse(wire.ClassReassign, wire.CodeInternal, "this worker has no room")
 		r.RetryAfterMS = 2000
 		youngest.startOver(r)

@@ -58,19 +58,47 @@ func (f *family) write(b *bufio.Writer) {
 		write(b, f.name, " ", formatValue(f.fn()), "\n")
 	}
 	for _, s := range all {
-		write(b, f.name)
-		for i, v := range s.values {
-			sep := ","
-			if i == 0 {
-				sep = "{"
-			}
-			write(b, sep, f.labels[i], `="`, labelEscaper.Replace(strings.ToValidUTF8(v, "\uFFFD")), `"`)
+		if s.hist != nil {
+			f.writeHistogram(b, s)
+			continue
 		}
-		if len(s.values) > 0 {
-			write(b, "}")
-		}
-		write(b, " ", formatValue(s.load()), "\n")
+		f.writeSample(b, "", s.values, "", formatValue(s.load()))
 	}
+}
+
+// writeSample writes one line: le, unless it is empty, is one more label.
+func (f *family) writeSample(b *bufio.Writer, suffix string, values []string, le, sample string) {
+	write(b, f.name, suffix)
+	sep := "{"
+	for i, v := range values {
+		write(b, sep, f.labels[i], `="`, labelEscaper.Replace(strings.ToValidUTF8(v, "\uFFFD")), `"`)
+		sep = ","
+	}
+	if le != "" {
+		write(b, sep, `le="`, le, `"`)
+		sep = ","
+	}
+	if sep == "," {
+		write(b, "}")
+	}
+	write(b, " ", sample, "\n")
+}
+
+// writeHistogram writes a distribution: each bucket counts what is at most its
+// bound, so the last one counts all.
+func (f *family) writeHistogram(b *bufio.Writer, s *series) {
+	counts, sum := s.hist.read()
+	var n uint64
+	for i, c := range counts {
+		n += c
+		le := "+Inf"
+		if i < len(f.bounds) {
+			le = formatValue(f.bounds[i])
+		}
+		f.writeSample(b, "_bucket", s.values, le, strconv.FormatUint(n, 10))
+	}
+	f.writeSample(b, "_sum", s.values, "", formatValue(sum))
+	f.writeSample(b, "_count", s.values, "", strconv.FormatUint(n, 10))
 }
 
 // The two escapes of the format differ: quotes matter inside labels only.

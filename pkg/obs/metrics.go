@@ -62,6 +62,28 @@ func (r *Registry) GaugeVec(name, help string, labels ...string) *GaugeVec {
 	return &GaugeVec{r.register(name, help, "gauge", labels)}
 }
 
+// Histogram registers a distribution: how many observations were at most each
+// of the bounds, their number and their sum. The bounds rise, and are finite.
+func (r *Registry) Histogram(name, help string, bounds []float64) *Histogram {
+	return r.HistogramVec(name, help, bounds).With()
+}
+
+// HistogramVec registers a distribution with labels; none of them may be "le",
+// which says the bound.
+func (r *Registry) HistogramVec(name, help string, bounds []float64, labels ...string) *HistogramVec {
+	for i, b := range bounds {
+		if math.IsNaN(b) || math.IsInf(b, 0) || i > 0 && b <= bounds[i-1] {
+			panic(fmt.Sprintf("obs: bounds %v of metric %s", bounds, name))
+		}
+	}
+	if slices.Contains(labels, "le") {
+		panic(fmt.Sprintf("obs: label le of metric %s", name))
+	}
+	f := r.register(name, help, "histogram", labels)
+	f.bounds = slices.Clone(bounds)
+	return &HistogramVec{f}
+}
+
 func (r *Registry) register(name, help, kind string, labels []string) *family {
 	if !metricName.MatchString(name) {
 		panic(fmt.Sprintf("obs: metric name %q", name))
@@ -85,6 +107,7 @@ func (r *Registry) register(name, help, kind string, labels []string) *family {
 type family struct {
 	name, help, kind string
 	labels           []string
+	bounds           []float64      // of a histogram
 	fn               func() float64 // instead of series
 
 	mu     sync.Mutex
@@ -96,6 +119,15 @@ type family struct {
 type series struct {
 	values []string
 	bits   atomic.Uint64
+	hist   *histogram // instead of bits
+}
+
+// histogram is a distribution. One lock keeps count, sum and buckets of one
+// moment: a scraper computes with all three.
+type histogram struct {
+	mu     sync.Mutex
+	counts []uint64 // by bound, and what is above all of them; not cumulative
+	sum    float64
 }
 
 func (s *series) load() float64   { return math.Float64frombits(s.bits.Load()) }
@@ -129,6 +161,9 @@ func (f *family) get(values []string) *series {
 		}
 	}
 	s := &series{values: slices.Clone(values)}
+	if f.kind == "histogram" {
+		s.hist = &histogram{counts: make([]uint64, len(f.bounds)+1)}
+	}
 	f.series[key] = s
 	return s
 }
@@ -188,3 +223,54 @@ func (v *GaugeVec) With(values ...string) *Gauge { return &Gauge{v.f.get(values)
 
 // Delete forgets the gauge of these values: its channel or hub is gone.
 func (v *GaugeVec) Delete(values ...string) { v.f.delete(values) }
+
+// Histogram is a distribution.
+type Histogram struct {
+	h      *histogram
+	bounds []float64
+}
+
+// Observe counts v; what is no number is ignored.
+func (h *Histogram) Observe(v float64) {
+	if math.IsNaN(v) {
+		return
+	}
+	i, _ := slices.BinarySearch(h.bounds, v) // the first bound that is not below v
+	h.h.mu.Lock()
+	defer h.h.mu.Unlock()
+	h.h.counts[i]++
+	h.h.sum += v
+}
+
+// Count returns how many were observed.
+func (h *Histogram) Count() uint64 {
+	counts, _ := h.h.read()
+	var n uint64
+	for _, c := range counts {
+		n += c
+	}
+	return n
+}
+
+// Sum returns what all observations add up to.
+func (h *Histogram) Sum() float64 {
+	_, sum := h.h.read()
+	return sum
+}
+
+func (h *histogram) read() (counts []uint64, sum float64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.counts), h.sum
+}
+
+// HistogramVec is a histogram per combination of label values.
+type HistogramVec struct{ f *family }
+
+// With returns the histogram of these label values, in the order of registration.
+func (v *HistogramVec) With(values ...string) *Histogram {
+	return &Histogram{v.f.get(values).hist, v.f.bounds}
+}
+
+// Delete forgets the histogram of these values: its channel or hub is gone.
+func (v *HistogramVec) Delete(values ...string) { v.f.delete(values) }

@@ -45,6 +45,60 @@ vms_up 1
 	}
 }
 
+func TestHistogramExposition(t *testing.T) {
+	r := NewRegistry()
+	h := r.Histogram("vms_upload_seconds", "Time of a try.", []float64{0.5, 2})
+	for _, v := range []float64{0.25, 0.5, 1, 2.5, math.NaN()} { // a bound belongs to its bucket
+		h.Observe(v)
+	}
+	v := r.HistogramVec("vms_tries", "", []float64{1}, "result", "store")
+	v.With("ok", "a").Observe(math.Inf(1))
+	v.With("bad", "a").Observe(-1)
+	v.Delete("bad", "a")
+	r.HistogramVec("vms_none", "Has no series yet.", nil, "x")
+	var b strings.Builder
+	if err := r.WriteText(&b); err != nil {
+		t.Fatal(err)
+	}
+	const want = `# TYPE vms_tries histogram
+vms_tries_bucket{result="ok",store="a",le="1"} 0
+vms_tries_bucket{result="ok",store="a",le="+Inf"} 1
+vms_tries_sum{result="ok",store="a"} +Inf
+vms_tries_count{result="ok",store="a"} 1
+# HELP vms_upload_seconds Time of a try.
+# TYPE vms_upload_seconds histogram
+vms_upload_seconds_bucket{le="0.5"} 2
+vms_upload_seconds_bucket{le="2"} 3
+vms_upload_seconds_bucket{le="+Inf"} 4
+vms_upload_seconds_sum 4.25
+vms_upload_seconds_count 4
+`
+	if b.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", b.String(), want)
+	}
+	if h.Count() != 4 || h.Sum() != 4.25 {
+		t.Errorf("count %d, sum %v", h.Count(), h.Sum())
+	}
+}
+
+func TestHistogramCountsFromManyGoroutines(t *testing.T) {
+	r := NewRegistry()
+	v := r.HistogramVec("h", "", []float64{1, 2, 3}, "l")
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			for range 1000 {
+				v.With("x").Observe(float64(i % 4))
+			}
+			_ = r.WriteText(&strings.Builder{})
+		})
+	}
+	wg.Wait()
+	if h := v.With("x"); h.Count() != 8000 || h.Sum() != 2*1000*(0+1+2+3) {
+		t.Errorf("count %d, sum %v", h.Count(), h.Sum())
+	}
+}
+
 func TestInvalidUTF8InALabel(t *testing.T) {
 	r := NewRegistry()
 	r.GaugeVec("g", "", "l").With("\xc3(").Set(math.NaN())
@@ -112,6 +166,9 @@ func TestMistakesPanic(t *testing.T) {
 		"bad name":    func(r *Registry) { r.Gauge("a-b", "") },
 		"bad label":   func(r *Registry) { r.GaugeVec("a", "", "__x") },
 		"same labels": func(r *Registry) { r.GaugeVec("a", "", "x", "x") },
+		"falling":     func(r *Registry) { r.Histogram("a", "", []float64{2, 1}) },
+		"no bound":    func(r *Registry) { r.Histogram("a", "", []float64{math.Inf(1)}) },
+		"label le":    func(r *Registry) { r.HistogramVec("a", "", nil, "le") },
 		"few values":  func(r *Registry) { r.GaugeVec("a", "", "x", "y").With("1") },
 	} {
 		func() {

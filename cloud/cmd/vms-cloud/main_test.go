@@ -3,9 +3,11 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -37,6 +39,18 @@ func TestBadArgumentsAreRefused(t *testing.T) {
 		"-mqtt-url broker.example":    "VMS_MQTT_URL",
 		"-mqtt-public-url http://b":   "VMS_MQTT_PUBLIC_URL",
 		"-mqtt-cert x":                "VMS_MQTT_KEY",
+		"-roles api":                  "go together",
+		"-roles clips":                "VMS_ROLES",
+		"-roles worker":               "listen is for role nvr", // of -s3-listen or -mqtt-listen
+		"-roles api,nvr -zone a":      "-zone is for role worker",
+		"-nvr-url ws://127.0.0.1:1":   "-roles worker",
+		"-zone A":                     "VMS_ZONE",
+		"-worker-id A":                "VMS_WORKER_ID",
+		"-max-streams -1":             "-max-streams",
+		"-max-mbit -1":                "-max-mbit",
+		"-max-mbit 9000000000000":     "-max-mbit",
+		"-drain-for 0s":               "-drain-for",
+		"-cluster-key-file missing":   "cluster key",
 	} {
 		all := append([]string{"-data", t.TempDir(), "-listen", "127.0.0.1:0", "-s3-listen", "127.0.0.1:0", "-mqtt-listen", "127.0.0.1:0"}, strings.Fields(args)...)
 		if err := run(t.Context(), all, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), says) {
@@ -45,6 +59,137 @@ func TestBadArgumentsAreRefused(t *testing.T) {
 	}
 	if err := run(t.Context(), []string{"-help"}, io.Discard, io.Discard); !errors.Is(err, flag.ErrHelp) {
 		t.Errorf("-help: %v", err)
+	}
+}
+
+// TestBadArgumentsOfAWorkerAloneAreRefused: what it lacks is named by the flag or
+// variable that brings it.
+func TestBadArgumentsOfAWorkerAloneAreRefused(t *testing.T) {
+	const nvr, s3, dir = " -nvr-url ws://127.0.0.1:1/workers/v1", " -s3-url http://127.0.0.1:2", " -worker-dir ."
+	for args, says := range map[string]string{
+		"":                                 "-nvr-url",
+		nvr:                                "-worker-dir",
+		nvr + dir:                          "-s3-url",
+		nvr + dir + s3:                     "VMS_S3_SECRET_KEY",
+		nvr + dir + " -zone x_y!":          "VMS_ZONE",
+		nvr + dir + " -worker-id x_y!":     "VMS_WORKER_ID",
+		nvr + dir + " -uploader ftp":       "rclone",
+		nvr + dir + " -max-streams x":      "max-streams",
+		"-recording 10s":                   "-recording is for role nvr",
+		"-retention 1h":                    "-retention is for role nvr",
+		"-mqtt-url mqtts://b":              "-mqtt-url is for role nvr",
+		"-listen 0.0.0.0:0":                "VMS_PUBLIC_URL",
+		"-nvr-url http://127.0.0.1:1" + s3: "VMS_NVR_URL",
+	} {
+		all := append([]string{"-roles", "worker", "-data", t.TempDir(), "-listen", "127.0.0.1:0"}, strings.Fields(args)...)
+		if err := run(t.Context(), all, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v, want it to say %q", args, err, says)
+		}
+	}
+	t.Setenv("VMS_S3_ACCESS_KEY", "key")
+	t.Setenv("VMS_S3_SECRET_KEY", "secret")
+	t.Setenv("VMS_MQTT_LISTEN", "nonsense") // of another process on this machine
+	kept := t.TempDir()
+	for args, says := range map[string]string{
+		s3:       "-nvr-url",
+		s3 + nvr: "VMS_CLUSTER_KEY_FILE",
+		s3 + " -nvr-url ws://192.0.2.1/workers/v1":                     "wss",
+		s3 + " -nvr-url wss://192.0.2.1/workers/v1":                    "VMS_PUBLIC_URL",
+		s3 + nvr + " -insecure -listen 0.0.0.0:0":                      "VMS_PUBLIC_URL",
+		s3 + nvr + " -cluster-key-file " + filepath.Join(kept, "none"): "no such file",
+	} {
+		all := append([]string{"-roles", "worker", "-data", t.TempDir(), "-listen", "127.0.0.1:0", "-worker-dir", kept}, strings.Fields(args)...)
+		if err := run(t.Context(), all, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v, want it to say %q", args, err, says)
+		}
+	}
+}
+
+// TestWorkersCommand: it lists a worker that is a process of its own, and drains
+// it, which ends that process with success.
+func TestWorkersCommand(t *testing.T) {
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	start := func(args ...string) (url string, done chan error) {
+		t.Helper()
+		r, w := io.Pipe()
+		done = make(chan error, 1)
+		go func() {
+			err := run(ctx, args, w, io.Discard)
+			w.CloseWithError(err)
+			done <- err
+		}()
+		line, err := bufio.NewReader(r).ReadString('\n')
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(strings.TrimPrefix(line, "listening ")), done
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := l.Addr().String()
+	l.Close()
+	data := t.TempDir()
+	url, nvr := start("-roles", "api,nvr", "-data", data, "-listen", "127.0.0.1:0", "-s3-listen", store, "-mqtt-listen", "127.0.0.1:0")
+	_, worker := start("-roles", "worker", "-data", data, "-listen", "127.0.0.1:0", "-nvr-url", strings.Replace(url, "http", "ws", 1)+"/workers/v1",
+		"-s3-url", "http://"+store, "-worker-dir", t.TempDir(), "-worker-id", "w1", "-zone", "fra1", "-max-streams", "40", "-max-mbit", "100")
+	prints := func(args ...string) (string, error) {
+		var out strings.Builder
+		err := run(ctx, append([]string{"workers"}, args...), &out, io.Discard)
+		return out.String(), err
+	}
+	for {
+		out, err := prints("-data", data, "-url", url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasPrefix(out, "WORKER ") {
+			t.Fatalf("it prints %q", out)
+		}
+		if strings.Contains(out, "\nw1 ") {
+			if !strings.Contains(out, " up ") || !strings.Contains(out, " fra1 ") || !strings.Contains(out, " 0/40 ") || !strings.Contains(out, " 0.0/100.0 ") || !strings.HasSuffix(out, "\n1 up, 1 wanted\n") {
+				t.Errorf("it prints\n%s", out)
+			}
+			break
+		}
+		if !strings.HasSuffix(out, "\n0 up, 1 wanted\n") {
+			t.Fatalf("it prints\n%s", out)
+		}
+	}
+	var list struct{ Workers []struct{ ID, State string } }
+	out, err := prints("-json", "-data", data, "-url", url)
+	if err != nil || json.Unmarshal([]byte(out), &list) != nil || len(list.Workers) != 1 || list.Workers[0].ID != "w1" || list.Workers[0].State != "up" {
+		t.Errorf("JSON %s, %v", out, err)
+	}
+	for args, says := range map[string]string{
+		"drain":                "which worker",
+		"drain w1 w2":          "which worker",
+		"drain w0":             "w0",
+		"drain W/../1":         "no id",
+		"drains":               "drains",
+		"-nothing":             "nothing",
+		"-data " + t.TempDir(): "admin token",
+		"-data " + data + " -url http://" + store + "/none": "cloud at",
+	} {
+		f := strings.Fields(args)
+		if !strings.Contains(args, "-data") && f[0] == "drain" {
+			f = append([]string{"drain", "-data", data, "-url", url}, f[1:]...)
+		}
+		if out, err := prints(f...); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %q, %v, want it to say %q", args, out, err, says)
+		}
+	}
+	if out, err := prints("drain", "-data", data, "-url", url, "w1"); err != nil || !strings.HasPrefix(out, "w1 drains") {
+		t.Errorf("drain: %q, %v", out, err)
+	}
+	if err := <-worker; err != nil {
+		t.Errorf("the drained worker ends with %v", err)
+	}
+	stop()
+	if err := <-nvr; err != nil {
+		t.Errorf("the NVR ends with %v", err)
 	}
 }
 

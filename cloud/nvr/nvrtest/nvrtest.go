@@ -217,3 +217,89 @@ func (w *World) Part(ch vms.ChannelID, epoch vms.Epoch, first, last uint64) vms.
 	r.Key = vms.PartKey(ch, r.Chunks, r.Number)
 	return r
 }
+
+// WorkerLink is the line to a worker, and notes what comes over it.
+type WorkerLink struct {
+	mu       sync.Mutex
+	revoked  []vms.SID
+	moved    map[vms.ChannelID]string
+	moves    int
+	drained  int
+	replaced int
+}
+
+var _ nvr.WorkerLink = (*WorkerLink)(nil)
+
+// Worker brings a worker up, as it is once sessions that waited for it are assigned.
+func (w *World) Worker(t testing.TB, info vms.WorkerInfo) *WorkerLink {
+	t.Helper()
+	l := &WorkerLink{}
+	if err := w.WorkerUp(info, l); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.TendWorkers(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// Revoke implements nvr.WorkerLink.
+func (l *WorkerLink) Revoke(sids []vms.SID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.revoked = append(l.revoked, sids...)
+}
+
+// Moved implements nvr.WorkerLink.
+func (l *WorkerLink) Moved(ch vms.ChannelID, liveURL string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.moved == nil {
+		l.moved = make(map[vms.ChannelID]string)
+	}
+	l.moved[ch] = liveURL
+	l.moves++
+}
+
+// Drain implements nvr.WorkerLink.
+func (l *WorkerLink) Drain() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.drained++
+}
+
+// Replace implements nvr.WorkerLink.
+func (l *WorkerLink) Replace() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.replaced++
+}
+
+// Revoked lists the sessions that the worker must cut off.
+func (l *WorkerLink) Revoked() []vms.SID {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.revoked)
+}
+
+// MovedTo returns where the worker was told last that a channel's picture is.
+func (l *WorkerLink) MovedTo(ch vms.ChannelID) (liveURL string, told bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	liveURL, told = l.moved[ch]
+	return liveURL, told
+}
+
+// Moves counts how often it was told.
+func (l *WorkerLink) Moves() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.moves
+}
+
+// Told counts how often the worker was told to drain, and that it is replaced.
+func (l *WorkerLink) Told() (drained, replaced int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.drained, l.replaced
+}

@@ -147,7 +147,7 @@ func (s *Store) UpdateHub(_ context.Context, acct vms.AccountID, id vms.HubID, n
 		return nvr.Hub{}, err
 	}
 	revision, modes := nvr.HubEffectsOf(h.Hub, after)
-	h.Name, h.TimeZone, h.Limits = after.Name, after.TimeZone, after.Limits
+	h.Name, h.TimeZone, h.Zone, h.Limits = after.Name, after.TimeZone, after.Zone, after.Limits
 	if revision {
 		h.raise(now)
 	}
@@ -533,20 +533,38 @@ func (s *Store) EndSession(_ context.Context, sid vms.SID) error {
 	return nil
 }
 
-// NextGeneration implements nvr.Store.
-func (s *Store) NextGeneration(_ context.Context, sid vms.SID) (vms.Generation, error) {
+// RevokeSession revokes a session behind the NVR's back.
+func (s *Store) RevokeSession(sid vms.SID) error {
 	if err := s.lock(); err != nil {
-		return 0, err
+		return err
 	}
 	defer s.mu.Unlock()
 	x := s.sessions[sid]
-	if x == nil || x.State == nvr.SessionRevoked {
-		return 0, vms.ErrNotFound
+	if x == nil {
+		return vms.ErrNotFound
 	}
-	c := s.live(x.Channel)
-	c.generation++
-	x.Generation = c.generation
-	return c.generation, nil
+	x.State = nvr.SessionRevoked
+	return nil
+}
+
+// NextGenerations implements nvr.Store.
+func (s *Store) NextGenerations(_ context.Context, sids []vms.SID) ([]vms.Generation, error) {
+	if err := s.lock(); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	gens := make([]vms.Generation, len(sids))
+	for i, sid := range sids {
+		x := s.sessions[sid]
+		if x == nil || x.State == nvr.SessionRevoked {
+			continue
+		}
+		c := s.live(x.Channel)
+		c.generation++
+		x.Generation = c.generation
+		gens[i] = c.generation
+	}
+	return gens, nil
 }
 
 // pageOf sorts, and cuts what stands after the cursor to limit.

@@ -35,7 +35,8 @@ func kind(r minio.ErrorResponse) error {
 		return vms.ErrNotFound
 	case minio.NoSuchBucket, // an operator's matter, and it must not pass for a missing object
 		"RequestTimeTooSkewed", // our clock or theirs: comes right with time
-		"RequestTimeout", "OperationAborted", "ConditionalRequestConflict":
+		"RequestTimeout", "OperationAborted", "ConditionalRequestConflict",
+		minio.NoSuchUpload: // completed or aborted by somebody: the next try will see
 		return vms.ErrUnavailable
 	case "BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "IncompleteBody":
 		return objstore.ErrChecksum

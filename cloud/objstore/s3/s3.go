@@ -1,12 +1,11 @@
 // Package s3 is an objstore.Store on a bucket behind the S3 API, by minio-go.
-// A Put is one signed request that carries the SHA-256 of its body; the store
-// verifies it before it says yes.
+// A Put carries the SHA-256 of what it sends; the store verifies it before it
+// says yes, and its answer is compared.
 package s3
 
 import (
 	"context"
 	"encoding/base64"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +15,7 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/minio/minio-go/v7"
@@ -53,6 +53,9 @@ type Config struct {
 	SecretKey string
 	// Stall ends a request that makes no progress for so long. Zero: DefaultStall.
 	Stall time.Duration
+	// Single is the largest object that is sent in one request, in bytes. Zero:
+	// DefaultSingle.
+	Single int64
 }
 
 // Store is an objstore.Store. Close it when it is no longer used.
@@ -60,10 +63,14 @@ type Store struct {
 	bucket string
 	region string
 	stall  time.Duration
+	single int64
 
 	core      minio.Core    // talks to Endpoint
 	signer    *minio.Client // signs for PublicURL, never sends anything
 	transport *http.Transport
+
+	// bare: the store keeps no SHA-256 of objects, as it turned out.
+	bare atomic.Bool
 }
 
 var _ objstore.Store = (*Store)(nil)
@@ -89,11 +96,15 @@ func New(cfg Config) (*Store, error) {
 	if cfg.Stall <= 0 {
 		cfg.Stall = DefaultStall
 	}
+	if cfg.Single <= 0 {
+		cfg.Single = DefaultSingle
+	}
 	dialer := net.Dialer{Timeout: min(10*time.Second, cfg.Stall)}
 	s := &Store{
 		bucket: cfg.Bucket,
 		region: cfg.Region,
 		stall:  cfg.Stall,
+		single: cfg.Single,
 		transport: &http.Transport{
 			Proxy:                 http.ProxyFromEnvironment,
 			DialContext:           dialer.DialContext,
@@ -102,7 +113,8 @@ func New(cfg Config) (*Store, error) {
 			IdleConnTimeout:       time.Minute,
 			MaxIdleConnsPerHost:   16,
 			DisableCompression:    true, // bytes and ranges must arrive as they are stored
-			ForceAttemptHTTP2:     true,
+			// No HTTP/2: one stream for large bodies costs more CPU than a
+			// connection each, and one lost segment would hold up all of them.
 		},
 	}
 	creds := credentials.NewStaticV4(cfg.AccessKey, cfg.SecretKey, "")
@@ -131,7 +143,7 @@ func newClient(rawURL, region string, creds *credentials.Credentials, rt http.Ro
 		Creds:      creds,
 		Secure:     u.Scheme == "https",
 		Region:     region, // with it, minio-go never asks the store for it
-		Transport:  rt,
+		Transport:  bodyTripper{rt},
 		MaxRetries: tries,
 	})
 }
@@ -157,39 +169,6 @@ func (s *Store) EnsureBucket(ctx context.Context) error {
 	return nil
 }
 
-// Put implements objstore.Store.
-func (s *Store) Put(ctx context.Context, key string, in objstore.PutInput) error {
-	if err := errors.Join(objstore.CheckKey(key), in.Check()); err != nil {
-		return fmt.Errorf("put object: %w", err)
-	}
-	opts := minio.PutObjectOptions{
-		ContentType:  in.ContentType,
-		UserMetadata: map[string]string{},
-		// Not chunk by chunk: the checksum of the whole body is signed instead,
-		// below. Trailing checksums fail against some stores over plain HTTP.
-		DisableContentSha256: true,
-	}
-	for k, v := range in.Metadata {
-		opts.UserMetadata["X-Amz-Meta-"+k] = v
-	}
-	opts.UserMetadata["X-Amz-Checksum-Sha256"] = base64.StdEncoding.EncodeToString(in.SHA256[:])
-	if in.IfAbsent {
-		opts.SetMatchETagExcept("*")
-	}
-
-	wctx, dog := watch(ctx, s.stall)
-	defer dog.stop()
-	body := &putBody{r: in.Body, size: in.Size, left: in.Size, dog: dog}
-	_, err := s.core.PutObject(wctx, s.bucket, key, body, in.Size, "", hex.EncodeToString(in.SHA256[:]), opts)
-	if bodyErr := body.finish(); err != nil && bodyErr != nil {
-		return fmt.Errorf("put object %s: %w", key, bodyErr)
-	}
-	if err != nil {
-		return fmt.Errorf("put object %s: %w", key, classify(ctx, wctx, err))
-	}
-	return nil
-}
-
 // Stat implements objstore.Store.
 func (s *Store) Stat(ctx context.Context, key string) (objstore.Object, error) {
 	if err := objstore.CheckKey(key); err != nil {
@@ -210,12 +189,18 @@ func (s *Store) Stat(ctx context.Context, key string) (objstore.Object, error) {
 	for k, v := range info.UserMetadata {
 		o.Metadata[strings.ToLower(k)] = v
 	}
-	// A checksum of checksums, as multipart uploads have, ends in "-parts" and
-	// does not decode.
-	if sum, err := base64.StdEncoding.DecodeString(info.ChecksumSHA256); err == nil && len(sum) == len(o.SHA256) {
-		o.SHA256, o.HasSHA256 = [32]byte(sum), true
-	}
+	o.SHA256, o.HasSHA256 = wholeSum(info.ChecksumSHA256)
 	return o, nil
+}
+
+// wholeSum reads x-amz-checksum-sha256. A checksum of checksums, as multipart
+// uploads have, ends in "-parts" and does not decode.
+func wholeSum(header string) (sum [32]byte, ok bool) {
+	b, err := base64.StdEncoding.DecodeString(header)
+	if err != nil || len(b) != len(sum) {
+		return sum, false
+	}
+	return [32]byte(b), true
 }
 
 // confirmMissing keeps a missing bucket from looking like missing objects: the

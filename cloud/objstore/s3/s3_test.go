@@ -58,14 +58,20 @@ func refuse(w http.ResponseWriter, status int, code string) {
 	}
 }
 
+// agree answers that what was announced is what is held.
+func agree(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("X-Amz-Checksum-Sha256", r.Header.Get("X-Amz-Checksum-Sha256"))
+}
+
 // One plain request whose signature covers the checksum of the whole body: the
 // form that every store verifies.
 func TestPutRequest(t *testing.T) {
 	body := []byte("moof and mdat")
 	sum := sha256.Sum256(body)
 	requests := 0
-	store := script(t, 0, func(_ http.ResponseWriter, r *http.Request) {
+	store := script(t, 0, func(w http.ResponseWriter, r *http.Request) {
 		requests++
+		agree(w, r)
 		got, _ := io.ReadAll(r.Body)
 		if r.Method != "PUT" || r.URL.Path != "/vms/recordings/c/x.mp4" || r.URL.RawQuery != "" || !bytes.Equal(got, body) || r.ContentLength != int64(len(body)) {
 			t.Errorf("%s %s of %q, length %d", r.Method, r.URL, got, r.ContentLength)
@@ -94,6 +100,7 @@ func TestPutRequest(t *testing.T) {
 }
 
 func TestErrorKinds(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		status int
 		code   string
@@ -125,6 +132,7 @@ func TestErrorKinds(t *testing.T) {
 		{418, "<<<", vms.ErrInvalid},
 	} {
 		t.Run(fmt.Sprintf("%d%s", c.status, c.code), func(t *testing.T) {
+			t.Parallel()
 			store := script(t, 0, func(w http.ResponseWriter, r *http.Request) {
 				io.Copy(io.Discard, r.Body)
 				refuse(w, c.status, c.code)
@@ -141,13 +149,17 @@ func TestErrorKinds(t *testing.T) {
 
 // A hiccup is bridged, with the body sent again from its start; an outage is not.
 func TestPutRetriesBriefly(t *testing.T) {
+	t.Parallel()
 	body := bytes.Repeat([]byte("0123456789"), 100_000)
 	var requests atomic.Int32
 	store := script(t, 0, func(w http.ResponseWriter, r *http.Request) {
 		got, _ := io.ReadAll(r.Body)
 		if requests.Add(1) == 1 {
 			refuse(w, 503, "SlowDown")
-		} else if !bytes.Equal(got, body) {
+			return
+		}
+		agree(w, r)
+		if !bytes.Equal(got, body) {
 			t.Errorf("second request has %d other bytes", len(got))
 		}
 	})
@@ -165,6 +177,7 @@ func TestPutRetriesBriefly(t *testing.T) {
 }
 
 func TestUnreachableStore(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -181,6 +194,7 @@ func TestUnreachableStore(t *testing.T) {
 
 // A store that takes the request and never answers.
 func TestSilentStore(t *testing.T) {
+	t.Parallel()
 	store := script(t, 100*time.Millisecond, func(_ http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
 		<-r.Context().Done()
@@ -227,11 +241,12 @@ func TestPutStalls(t *testing.T) {
 func TestSlowPutSucceeds(t *testing.T) {
 	const stall = time.Second
 	began := time.Now()
-	store := script(t, stall, func(_ http.ResponseWriter, r *http.Request) {
+	store := script(t, stall, func(w http.ResponseWriter, r *http.Request) {
 		tick := time.NewTicker(stall / 8)
 		defer tick.Stop()
 		for {
 			if _, err := io.CopyN(io.Discard, r.Body, 2<<20); err != nil {
+				agree(w, r)
 				return
 			}
 			<-tick.C

@@ -5,10 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 	"time"
-
-	"github.com/zipato/vms/cloud/objstore"
 )
 
 var errStalled = errors.New("the object store made no progress")
@@ -37,71 +34,6 @@ func (w *watchdog) rest() { w.timer.Stop() }
 func (w *watchdog) stop() {
 	w.timer.Stop()
 	w.cancel(nil)
-}
-
-// putBody is the body of a Put: exactly size bytes, each Read a sign of life,
-// for the transport asks for more only when the network took the last. It
-// remembers what went wrong on our side of the request.
-type putBody struct {
-	dog  *watchdog
-	size int64
-
-	mu   sync.Mutex    // the transport may still read while PutObject returns
-	r    io.ReadSeeker // nil once it is the caller's again
-	left int64
-	err  error
-}
-
-func (b *putBody) Read(p []byte) (int, error) {
-	b.dog.pet()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.r == nil {
-		return 0, errors.ErrUnsupported
-	}
-	if b.left == 0 {
-		return 0, io.EOF
-	}
-	n, err := b.r.Read(p[:min(int64(len(p)), b.left)])
-	b.left -= int64(n)
-	switch {
-	case errors.Is(err, io.EOF) && b.left > 0:
-		return n, b.fail(fmt.Errorf("body of %d bytes, want %d: %w", b.size-b.left, b.size, objstore.ErrChecksum))
-	case err != nil && !errors.Is(err, io.EOF):
-		return n, b.fail(fmt.Errorf("read body: %w", err))
-	}
-	return n, nil
-}
-
-// fail ends the request: what is wrong with the body, no retry mends.
-func (b *putBody) fail(err error) error {
-	b.err = err
-	b.dog.cancel(err)
-	return err
-}
-
-// Seek implements io.Seeker for the one thing that minio-go does with it: to
-// begin again.
-func (b *putBody) Seek(offset int64, whence int) (int64, error) {
-	if offset != 0 || whence != io.SeekStart {
-		return 0, fmt.Errorf("seek to %d from %d: %w", offset, whence, errors.ErrUnsupported)
-	}
-	b.dog.pet()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if _, err := b.r.Seek(0, io.SeekStart); err != nil {
-		return 0, b.fail(fmt.Errorf("rewind body: %w", err))
-	}
-	b.left = b.size
-	return 0, nil
-}
-
-// finish gives the reader back to the caller, and says what was wrong with it.
-func (b *putBody) finish() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.r = nil
-	return b.err
 }
 
 // getBody watches the store while somebody waits in Read, and only then.

@@ -102,6 +102,10 @@ func revisions(_ *testing.T, f *fixture) {
 			_, err := f.s.UpdateHub(ctx, "a", "h1", t0, func(h *nvr.Hub) error { h.Name = "Cellar"; return nil })
 			f.ok(err)
 		}, nil},
+		{"hub's workers", func() {
+			_, err := f.s.UpdateHub(ctx, "a", "h1", t0, func(h *nvr.Hub) error { h.Zone = "eu-1"; return nil })
+			f.ok(err)
+		}, nil},
 		{"hub's zone", func() {
 			_, err := f.s.UpdateHub(ctx, "a", "h1", t0, func(h *nvr.Hub) error { h.TimeZone = "Europe/Zagreb"; return nil })
 			f.ok(err)
@@ -207,7 +211,7 @@ func hubRoundTrip(_ *testing.T, f *fixture) {
 	f.hub("a", "h1")
 	f.channel("a", "c1", "h1")
 	set := func(h *nvr.Hub) error {
-		h.Name, h.TimeZone, h.Limits = "Cellar", "Europe/Zagreb", wire.HubLimits{Uplink: "mon 08:00-18:00=1M"}
+		h.Name, h.TimeZone, h.Zone, h.Limits = "Cellar", "Europe/Zagreb", "eu-1", wire.HubLimits{Uplink: "mon 08:00-18:00=1M"}
 		return nil
 	}
 	for _, who := range []struct {
@@ -224,7 +228,7 @@ func hubRoundTrip(_ *testing.T, f *fixture) {
 	f.ok(err)
 	got, err := f.s.Hub(ctx, "h1")
 	f.ok(err)
-	if !reflect.DeepEqual(got, want) || got.Name != "Cellar" || got.TimeZone != "Europe/Zagreb" || got.Limits.Uplink != "mon 08:00-18:00=1M" || len(got.PublicKey) == 0 {
+	if !reflect.DeepEqual(got, want) || got.Name != "Cellar" || got.TimeZone != "Europe/Zagreb" || got.Zone != "eu-1" || got.Limits.Uplink != "mon 08:00-18:00=1M" || len(got.PublicKey) == 0 {
 		f.Errorf("Hub = %+v, want %+v", got, want)
 	}
 	if h, rows, err := f.s.DesiredChannels(ctx, "h1"); err != nil || !reflect.DeepEqual(h, want) || len(rows) != 1 {

@@ -161,8 +161,7 @@ func deleteChannel(_ *testing.T, f *fixture) {
 	_, err = f.s.Channel(f.Context(), "c1")
 	f.want(err, vms.ErrNotFound)
 	f.want(f.s.CreateSession(f.Context(), nvr.Session{SID: "s2", Account: "a", Channel: "c1", State: nvr.SessionOpen, CreatedAt: t0}), vms.ErrNotFound)
-	_, err = f.s.NextGeneration(f.Context(), "s1")
-	f.want(err, vms.ErrNotFound)
+	f.generations([]vms.SID{"s1"}, 0)
 	late := rec("c1", 1, 31, 60)
 	if v := f.put(late); v.News {
 		f.Error("a recording of a deleted channel was registered")
@@ -199,18 +198,22 @@ func generations(_ *testing.T, f *fixture) {
 	f.session("s1", "c1", "")
 	f.session("s2", "c1", "")
 	f.session("s3", "c2", "")
-	for i, sid := range []vms.SID{"s1", "s2", "s1", "s1"} {
-		g, err := f.s.NextGeneration(f.Context(), sid)
-		f.ok(err)
-		if g != vms.Generation(i+1) {
-			f.Errorf("generation %d of session %s, want %d", g, sid, i+1)
-		}
-	}
-	if g, err := f.s.NextGeneration(f.Context(), "s3"); err != nil || g != 1 {
-		f.Errorf("generation of another channel = %d, %v, want 1", g, err)
-	}
+	f.generations([]vms.SID{"s1"}, 1)
+	f.generations([]vms.SID{"s2", "nobody", "s3", "s1", "s1"}, 2, 0, 1, 3, 4) // another channel, another count
+	f.generations(nil)
+	f.generations([]vms.SID{"s1"}, 5)
 	if s, err := f.s.Session(f.Context(), "s2"); err != nil || s.Generation != 2 {
 		f.Errorf("session keeps generation %d, %v, want 2", s.Generation, err)
+	}
+}
+
+// generations raises, and compares.
+func (f *fixture) generations(sids []vms.SID, want ...vms.Generation) {
+	f.Helper()
+	got, err := f.s.NextGenerations(f.Context(), sids)
+	f.ok(err)
+	if !slices.Equal(got, want) {
+		f.Errorf("generations of %v are %d, want %d", sids, got, want)
 	}
 }
 

@@ -5,19 +5,17 @@ package ingest
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coder/websocket"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/zipato/vms/pkg/problem"
 	"github.com/zipato/vms/pkg/token"
@@ -37,6 +35,13 @@ const (
 	pongTimeout = 15 * time.Second
 	// lastWords is how long a message may take to go out.
 	lastWords = 5 * time.Second
+	// A message that has begun may be quiet for slowGrace, and comes then at
+	// slowRate bytes a second in the mean, or more: an eighth of what an uplink of
+	// 64 kbit/s brings. Whoever is slower only holds memory.
+	slowGrace = 30 * time.Second
+	slowRate  = 1 << 10
+	// defaultMemory is the default of Server.Memory.
+	defaultMemory = 256 << 20
 	// maxSentence is the limit of an error's message, bytes.
 	maxSentence = 1000
 )
@@ -81,7 +86,9 @@ type Lane interface {
 	// Have is what this worker has of the epochs in the hello.
 	Have() []vms.ChunkRange
 	Init(vms.Init) error
-	Chunk(vms.Chunk) error
+	// Chunk takes c. Both c and its payload are the lane's during the call only,
+	// unless kept says that somebody holds the payload: c itself never stays.
+	Chunk(c *vms.Chunk) (kept bool, err error)
 	Gap(*wire.GapMessage) error
 	Pressure(*wire.Pressure) error
 	End(*wire.End) error
@@ -106,53 +113,48 @@ type Server struct {
 	// ticket is good no longer than that. nil: always.
 	Holds   func(vms.ChannelID) bool
 	Streams Streams
-	// Room is how many bytes tmpfs can still take; 0 stops credit.
+	// Room is how many bytes tmpfs can still take. With less than MaxChunk credit
+	// stops. It is called often, and calls nothing of the Server.
 	Room func() int64
 	// MaxChunk is the largest binary message, at least wire.MinMaxChunk.
 	MaxChunk int64
 	MaxConns int
-	Log      *slog.Logger
+	// Memory bounds the bytes of chunks that are being received: 256 MiB. Each
+	// connection has 72 KiB of it for itself; whose chunk is larger waits until it
+	// fits into the rest, which has room for two largest ones at least.
+	Memory int64
+	Log    *slog.Logger
 
-	resume resumer
+	resume  resumer
+	buffers buffers
+	chunks  atomic.Uint64 // taken
+	bytes   atomic.Int64  // of these
+	acks    atomic.Uint64
+	once    sync.Once
+	ledger  ledger
+
 	mu     sync.Mutex
 	conns  map[*Conn]bool
+	still  chan struct{} // stops the clock
 	closed bool
 	wg     sync.WaitGroup
 }
 
-// Conn is one connection, as the worker sees it.
-type Conn struct {
-	Ticket token.Push
-	Kind   vms.Lane
-
-	srv    *Server
-	ws     *websocket.Conn
-	net    net.Conn // below ws
-	cancel context.CancelCauseFunc
-	wake   chan struct{}
-
-	// What the goroutine that reads holds: the message that it is in, and the
-	// header of its chunk.
-	readers sync.WaitGroup
-	message io.Reader
-	header  [wire.ChunkHeaderLen]byte
-
-	mu       sync.Mutex
-	received uint64
-	bytes    int64 // of binary messages
-	credit   int64
-	active   time.Time
+// Stats are what a Server has done, and what it is doing.
+type Stats struct {
+	Conns    int
+	Chunks   uint64 // taken
+	Bytes    int64  // of these, with headers
+	Acks     uint64
+	Credit   int64 // bytes that were promised and did not come yet
+	InFlight int64 // bytes of chunks that are being received
 }
 
-// Close ends the connection with a refusal. It does not wait.
-func (c *Conn) Close(r *Refusal) { c.cancel(r) }
-
-// Wake makes an acknowledgement go out soon.
-func (c *Conn) Wake() {
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
+// Stats returns them.
+func (s *Server) Stats() Stats {
+	st := Stats{Conns: s.Conns(), Chunks: s.chunks.Load(), Bytes: s.bytes.Load(), Acks: s.acks.Load()}
+	st.Credit, st.InFlight = s.ledger.stats()
+	return st
 }
 
 // Conns counts the connections.
@@ -199,14 +201,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			Detail: "This is a WebSocket of the subprotocol " + wire.PushProtocol + "."})
 		return
 	}
-	c := &Conn{Ticket: t, srv: s, wake: make(chan struct{}, 1), active: time.Now()}
+	c := &Conn{Ticket: t, srv: s, net: &meter{}, over: make(chan struct{})}
 	if !s.enter(c) {
 		problem.Write(w, &problem.Problem{Type: wire.ProblemBusy, Status: http.StatusServiceUnavailable, Title: "This worker takes no more streams",
 			RetryAfter: 2 * time.Second})
 		return
 	}
 	defer s.exit(c)
-	c.ws, err = websocket.Accept(&hijacker{w, &c.net}, r, &websocket.AcceptOptions{
+	c.ws, err = websocket.Accept(&hijacker{w, c.net}, r, &websocket.AcceptOptions{
 		Subprotocols: []string{wire.PushProtocol}, CompressionMode: websocket.CompressionDisabled,
 	})
 	if err != nil {
@@ -216,20 +218,23 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// The limits are ours, kind by kind: the library's would close the
 	// connection before the agent could be told which chunk it was.
 	c.ws.SetReadLimit(-1)
-	err = s.run(r.Context(), c)
+	err = c.run()
 	s.Log.Info("lane closed", "channel", t.Channel, "lane", c.Kind, "generation", t.Generation, "err", err)
 }
 
-// hijacker keeps the connection that it hands out.
+// hijacker puts a meter before the connection that it hands out.
 type hijacker struct {
 	http.ResponseWriter
-	conn *net.Conn
+	meter *meter
 }
 
 func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
-	*h.conn = conn
-	return conn, rw, err
+	if err != nil {
+		return nil, nil, err
+	}
+	h.meter.Conn, h.meter.lowat = conn, newLowat(conn)
+	return h.meter, rw, nil
 }
 
 // offersProtocol: a client that does not speak ours is refused before the upgrade.
@@ -259,16 +264,23 @@ func (s *Server) ticket(r *http.Request) (token.Push, error) {
 }
 
 func (s *Server) enter(c *Conn) bool {
+	s.once.Do(func() {
+		memory := s.Memory
+		if memory == 0 {
+			memory = defaultMemory
+		}
+		s.ledger.room, s.ledger.maxChunk, s.ledger.memory = s.Room, s.MaxChunk, lend(memory, s.MaxChunk, s.MaxConns)
+	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed || s.MaxConns > 0 && len(s.conns) >= s.MaxConns {
 		return false
 	}
-	if s.conns == nil {
-		s.conns = make(map[*Conn]bool)
+	if len(s.conns) == 0 {
+		still := make(chan struct{})
+		s.conns, s.still = make(map[*Conn]bool), still
+		s.wg.Go(func() { s.clock(still) })
 	}
-	// Close before the context is there must not be lost.
-	c.cancel = func(error) {}
 	s.conns[c] = true
 	s.wg.Add(1)
 	return true
@@ -277,114 +289,29 @@ func (s *Server) enter(c *Conn) bool {
 func (s *Server) exit(c *Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.conns, c)
+	if delete(s.conns, c); len(s.conns) == 0 {
+		close(s.still)
+	}
 	s.wg.Done()
 }
 
 // run lives as long as the connection. Whatever ended it is told to the agent
 // as far as it still listens.
-func (s *Server) run(ctx context.Context, c *Conn) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	s.mu.Lock()
-	c.cancel = cancel
-	closed := s.closed
-	s.mu.Unlock()
-	if closed {
-		return c.farewell(Refuse(wire.ClassReassign, wire.CodeDraining, "this worker is going away"))
-	}
-	// The reader's context must outlive a refusal: cancelling a read of this
-	// library closes the connection before the agent could be told why.
-	rctx, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer func() {
-		stop()
-		c.ws.CloseNow()
-		c.readers.Wait()
-	}()
-	lane, err := s.greet(ctx, rctx, c)
-	if err != nil {
-		return c.farewell(err)
-	}
-	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return c.write(gctx, lane) })
-	g.Go(func() error { return c.watch(gctx) })
-	g.Go(func() error {
-		select {
-		case err := <-c.reading(rctx, func(ctx context.Context) error { return c.read(ctx, lane) }):
-			return err
-		case <-gctx.Done():
-			return context.Cause(gctx)
-		}
-	})
-	err = g.Wait()
-	if ctx.Err() != nil {
-		err = context.Cause(ctx)
-	}
-	err = c.farewell(err)
-	stop()
-	c.ws.CloseNow()
-	c.readers.Wait() // the lane is not called any more
-	lane.Detach(err)
-	return err
-}
-
-// farewell tells the agent why, and returns why.
-func (c *Conn) farewell(err error) error {
-	var r *Refusal
-	switch {
-	case errors.As(err, &r):
-	case websocket.CloseStatus(err) != -1, errors.Is(err, errGone):
-		return err // the agent closed
-	default:
-		r = Refuse(wire.ClassRetry, wire.CodeInternal, "the worker has a problem of its own; come back")
-	}
-	// The library waits for the agent's half of the closing handshake, and not
-	// everywhere with a limit: an agent that stalls must not keep the lane.
-	if c.net.SetDeadline(time.Now().Add(lastWords)) != nil {
-		return err // it is gone
-	}
-	if data, e := wire.EncodePush(&r.ErrorMessage); e == nil {
-		if c.ws.Write(context.Background(), websocket.MessageText, data) == nil {
-			c.ws.Close(websocket.StatusCode(r.Class.Code()), r.Code)
-		}
+func (c *Conn) run() error {
+	now := time.Now()
+	l := &c.srv.ledger
+	l.open(&c.account, now)
+	defer l.close(&c.account)
+	c.mu.Lock()
+	c.ready, c.greeting, c.opened, c.active = true, true, now, now
+	c.kick(now) // it may have been ended before it began
+	c.mu.Unlock()
+	c.end(c.serve())
+	c.drain()
+	c.jobs.Wait() // now nobody calls the lane any more
+	err := c.ended()
+	if c.lane != nil {
+		c.lane.Detach(err)
 	}
 	return err
-}
-
-// greet waits for the hello and answers it.
-func (s *Server) greet(ctx, rctx context.Context, c *Conn) (Lane, error) {
-	var hello *wire.Hello
-	read := c.reading(rctx, func(ctx context.Context) (err error) {
-		hello, err = c.readHello(ctx)
-		return err
-	})
-	late := time.NewTimer(helloTimeout)
-	defer late.Stop()
-	select {
-	case err := <-read:
-		if err != nil {
-			return nil, err
-		}
-	case <-late.C:
-		return nil, Refuse(wire.ClassRetry, wire.CodeTimeout, "no hello came within %v", helloTimeout)
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-	c.Kind = hello.Lane
-	lane, err := s.Streams.Attach(c.Ticket, hello, c)
-	if err != nil {
-		return nil, err
-	}
-	c.credit = s.grant(0)
-	have := lane.Have()
-	err = c.send(ctx, &wire.Welcome{
-		Instance: s.Instance, Generation: c.Ticket.Generation, Have: have[:min(len(have), wire.MaxRanges)],
-		MaxChunk: s.MaxChunk, Credit: c.credit, ResumeTicket: s.resume.seal(c.Ticket), Watched: lane.Watched(),
-	})
-	if err != nil {
-		lane.Detach(err)
-		return nil, err
-	}
-	c.Wake() // what is durable already need not wait
-	return lane, nil
 }

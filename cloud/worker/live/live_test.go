@@ -18,6 +18,8 @@ import (
 	"github.com/zipato/vms/pkg/wire"
 )
 
+// Most tests publish what is not stored: it is in memory then.
+
 var init1 = &vms.Init{Epoch: 1, ID: 1, Segment: []byte("init 1"), Tracks: []vms.Track{{ID: 1, Kind: "video", Codec: "avc1.64001f"}}}
 
 const key = vms.FlagKey
@@ -39,12 +41,21 @@ func words(items []item) string {
 			out = append(out, "jump")
 		case it.offline != "":
 			out = append(out, "offline("+it.offline+")")
+		case it.moved:
+			out = append(out, "moved("+it.url+")")
 		default:
 			name, _, _ := strings.Cut(string(it.chunk.Payload), "\x00")
 			out = append(out, name)
 		}
 	}
 	return strings.Join(out, " ")
+}
+
+// look is a viewer that comes.
+func (s *Stream) look() *viewer {
+	v := s.join()
+	s.begin(v)
+	return v
 }
 
 func (s *Stream) expect(t *testing.T, v *viewer, want string) {
@@ -56,19 +67,19 @@ func (s *Stream) expect(t *testing.T, v *viewer, want string) {
 
 func TestLateJoinerBeginsAtTheKeyframe(t *testing.T) {
 	s := &Stream{}
-	v0 := s.join()
+	v0 := s.look()
 	s.expect(t, v0, "offline(waiting for the camera)")
 	for seq := uint64(1); seq <= 12; seq++ {
 		var f vms.Flags
 		if seq%5 == 1 {
 			f = key
 		}
-		s.Publish(init1, pic(1, seq, f, 10))
+		s.Publish(init1, pic(1, seq, f, 10), false)
 	}
 	s.expect(t, v0, "init1 1:1 1:2 1:3 1:4 1:5 1:6 1:7 1:8 1:9 1:10 1:11 1:12")
-	v := s.join()
+	v := s.look()
 	s.expect(t, v, "init1 1:11 1:12")
-	s.Publish(init1, pic(1, 13, 0, 10))
+	s.Publish(init1, pic(1, 13, 0, 10), false)
 	s.expect(t, v, "1:13")
 	s.leave(v0)
 	s.leave(v)
@@ -82,37 +93,37 @@ func TestStreamThatBeginsAnew(t *testing.T) {
 	again := &vms.Init{Epoch: 1, ID: 1, Segment: init1.Segment}
 	other := &vms.Init{Epoch: 2, ID: 1, Segment: []byte("init of 2")}
 	s := &Stream{}
-	v := s.join()
+	v := s.look()
 	s.take(v)
-	s.Publish(init1, pic(1, 1, 0, 0)) // no keyframe yet
-	s.Publish(init1, pic(1, 2, key, 0))
-	s.Publish(again, pic(1, 3, 0, 0)) // said again on another connection: the same init
+	s.Publish(init1, pic(1, 1, 0, 0), false) // no keyframe yet
+	s.Publish(init1, pic(1, 2, key, 0), false)
+	s.Publish(again, pic(1, 3, 0, 0), false) // said again on another connection: the same init
 	s.expect(t, v, "init1 1:2 1:3")
-	s.Publish(init1, pic(1, 2, key, 0)) // sent again to be stored
-	s.Publish(init1, pic(1, 3, 0, 0))
+	s.Publish(init1, pic(1, 2, key, 0), false) // sent again to be stored
+	s.Publish(init1, pic(1, 3, 0, 0), false)
 	s.expect(t, v, "")
-	s.Publish(init1, pic(1, 7, 0, 0)) // a hole: nothing before a keyframe
-	s.Publish(init1, pic(1, 8, 0, 0))
-	s.Publish(init1, pic(1, 9, key, 0))
+	s.Publish(init1, pic(1, 7, 0, 0), false) // a hole: nothing before a keyframe
+	s.Publish(init1, pic(1, 8, 0, 0), false)
+	s.Publish(init1, pic(1, 9, key, 0), false)
 	s.expect(t, v, "init1 1:9")
-	s.Publish(init2, pic(1, 10, key, 0)) // another codec
+	s.Publish(init2, pic(1, 10, key, 0), false) // another codec
 	s.expect(t, v, "init2 1:10")
-	s.Publish(other, pic(2, 1, key|vms.FlagFirst, 0)) // another epoch counts from one
+	s.Publish(other, pic(2, 1, key|vms.FlagFirst, 0), false) // another epoch counts from one
 	s.expect(t, v, "init1 2:1")
 }
 
 func TestOfflineAndBack(t *testing.T) {
 	s := &Stream{}
-	s.Publish(init1, pic(1, 1, key, 0))
-	v := s.join()
+	s.Publish(init1, pic(1, 1, key, 0), false)
+	v := s.look()
 	s.Offline("stopped")
 	s.Offline("stopped")
 	s.expect(t, v, "init1 1:1 offline(stopped)")
-	late := s.join()
+	late := s.look()
 	s.expect(t, late, "offline(stopped)")
-	s.Publish(init1, pic(1, 2, 0, 0))
+	s.Publish(init1, pic(1, 2, 0, 0), false)
 	s.expect(t, v, "")
-	s.Publish(init1, pic(1, 3, key, 0))
+	s.Publish(init1, pic(1, 3, key, 0), false)
 	s.expect(t, v, "init1 1:3")
 	s.expect(t, late, "init1 1:3")
 }
@@ -120,9 +131,9 @@ func TestOfflineAndBack(t *testing.T) {
 // TestSlowViewerLosesWholeGOPs: and never waits for more than the bound.
 func TestSlowViewerLosesWholeGOPs(t *testing.T) {
 	s := &Stream{}
-	slow := s.join()
+	slow := s.look()
 	s.take(slow)
-	s.Publish(init1, pic(1, 1, key, 0))
+	s.Publish(init1, pic(1, 1, key, 0), false)
 	s.expect(t, slow, "init1 1:1")
 	seq := uint64(1)
 	for range 5 { // GOPs of 10 MB, none of which it takes
@@ -132,42 +143,42 @@ func TestSlowViewerLosesWholeGOPs(t *testing.T) {
 				f = key
 			}
 			seq++
-			s.Publish(init1, pic(1, seq, f, 1<<20))
+			s.Publish(init1, pic(1, seq, f, 1<<20), false)
 			if slow.size > maxQueue {
 				t.Fatalf("%d bytes wait", slow.size)
 			}
 		}
 	}
-	s.Publish(init1, pic(1, seq+1, key, 0))
-	s.Publish(init1, pic(1, seq+2, 0, 0))
+	s.Publish(init1, pic(1, seq+1, key, 0), false)
+	s.Publish(init1, pic(1, seq+2, 0, 0), false)
 	s.expect(t, slow, fmt.Sprintf("jump 1:%d 1:%d", seq+1, seq+2))
-	s.Publish(init1, pic(1, seq+3, 0, 0))
+	s.Publish(init1, pic(1, seq+3, 0, 0), false)
 	s.expect(t, slow, fmt.Sprintf("1:%d", seq+3))
 }
 
 // TestSlowViewerGetsItsInit: one that was thrown away with the queue comes again.
 func TestSlowViewerGetsItsInit(t *testing.T) {
 	s := &Stream{}
-	v := s.join()
+	v := s.look()
 	s.take(v)
-	s.Publish(init1, pic(1, 1, key, maxQueue-10)) // with the init, never taken
-	s.Publish(init1, pic(1, 2, 0, 100))
-	s.Publish(init1, pic(1, 3, key, 0))
+	s.Publish(init1, pic(1, 1, key, maxQueue-10), false) // with the init, never taken
+	s.Publish(init1, pic(1, 2, 0, 100), false)
+	s.Publish(init1, pic(1, 3, key, 0), false)
 	s.expect(t, v, "init1 1:3")
 }
 
 func TestQueuesAreBounded(t *testing.T) {
 	s := &Stream{}
-	v := s.join()
+	v := s.look()
 	for i := range uint64(100) { // each begins anew with a keyframe of 1 MiB
-		s.Publish(&vms.Init{Epoch: vms.Epoch(i + 1), ID: 1}, pic(vms.Epoch(i+1), 1, key, 1<<20))
+		s.Publish(&vms.Init{Epoch: vms.Epoch(i + 1), ID: 1}, pic(vms.Epoch(i+1), 1, key, 1<<20), false)
 		s.Offline(fmt.Sprint(i))
 	}
 	if v.size > maxQueue {
 		t.Errorf("%d bytes wait", v.size)
 	}
 	for i := range uint64(3 * maxItems) {
-		s.Publish(&vms.Init{Epoch: vms.Epoch(i + 1000), ID: 1}, pic(vms.Epoch(i+1000), 1, key, 0))
+		s.Publish(&vms.Init{Epoch: vms.Epoch(i + 1000), ID: 1}, pic(vms.Epoch(i+1000), 1, key, 0), false)
 		s.Offline(fmt.Sprint(i))
 	}
 	if n := len(v.queue); n > maxItems+2 {
@@ -178,17 +189,17 @@ func TestQueuesAreBounded(t *testing.T) {
 // TestHugeGOPIsNotKept: who comes in its middle waits for the next keyframe.
 func TestHugeGOPIsNotKept(t *testing.T) {
 	s := &Stream{}
-	s.Publish(init1, pic(1, 1, key, 0))
+	s.Publish(init1, pic(1, 1, key, 0), false)
 	for seq := uint64(2); seq < 12; seq++ {
-		s.Publish(init1, pic(1, seq, 0, 1<<20))
+		s.Publish(init1, pic(1, seq, 0, 1<<20), false)
 	}
 	if s.gop != nil {
 		t.Error("the GOP is kept")
 	}
-	v := s.join()
-	s.Publish(init1, pic(1, 12, 0, 0))
+	v := s.look()
+	s.Publish(init1, pic(1, 12, 0, 0), false)
 	s.expect(t, v, "")
-	s.Publish(init1, pic(1, 13, key, 0))
+	s.Publish(init1, pic(1, 13, key, 0), false)
 	s.expect(t, v, "init1 1:13")
 }
 
@@ -235,7 +246,7 @@ func next(t *testing.T, c *websocket.Conn) string {
 		if err := json.Unmarshal(data, &e); err != nil {
 			t.Fatal(err)
 		}
-		return strings.TrimSpace(e.Type + " " + e.MIME + e.Cause)
+		return strings.TrimSpace(e.Type + " " + e.MIME + e.Cause + e.URL)
 	}
 	name, _, _ := strings.Cut(string(data), "\x00")
 	return name
@@ -246,8 +257,8 @@ func TestViewer(t *testing.T) {
 	var s Server
 	url := site(t, &s)
 	st := s.Stream("ch")
-	st.Publish(init1, pic(1, 1, key, 1))
-	st.Publish(init1, pic(1, 2, 0, 1))
+	st.Publish(init1, pic(1, 1, key, 1), false)
+	st.Publish(init1, pic(1, 2, 0, 1), false)
 	c := look(t, url+"?ticket=good-ch")
 	for _, want := range []string{`init video/mp4; codecs="avc1.64001f"`, "init 1", "1:1", "1:2"} {
 		if got := next(t, c); got != want {
@@ -261,7 +272,7 @@ func TestViewer(t *testing.T) {
 	if got := next(t, c); got != "offline stopped" {
 		t.Errorf("got %q", got)
 	}
-	st.Publish(init1, pic(1, 9, key, 1))
+	st.Publish(init1, pic(1, 9, key, 1), false)
 	for _, want := range []string{`init video/mp4; codecs="avc1.64001f"`, "init 1", "1:9"} {
 		if got := next(t, c); got != want {
 			t.Fatalf("got %q, want %q", got, want)
@@ -320,7 +331,7 @@ func TestStalledViewerHoldsUpNobody(t *testing.T) {
 	eventually(t, func() bool { return s.Viewers() == 2 })
 	next(t, lively)
 	for i := range uint64(60) {
-		st.Publish(init1, pic(1, i+1, key, 1<<20))
+		st.Publish(init1, pic(1, i+1, key, 1<<20), false)
 		for next(t, lively) != fmt.Sprintf("1:%d", i+1) {
 		}
 	}

@@ -34,26 +34,73 @@ const (
 type Server struct {
 	// Check returns the channel that a view ticket is good for.
 	Check func(ticket string) (vms.ChannelID, error)
-	Log   *slog.Logger
+	// Recent reads back what was published last as stored, of one recording: from
+	// its newest keyframe on, in order. nil: nothing, when that is too long ago, or
+	// is not there any more; viewers wait for the next keyframe then. It is called
+	// without a lock.
+	Recent func(vms.ChannelID) []vms.Chunk
+	Log    *slog.Logger
 
 	mu      sync.Mutex
 	streams map[vms.ChannelID]*Stream
 	viewers int
 }
 
-// Stream returns the live picture of a channel, which it makes when it is new.
+// Stream returns the live picture of a channel, which stays until Forget.
 func (s *Server) Stream(ch vms.ChannelID) *Stream {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	st := s.stream(ch)
+	st.claims++
+	return st
+}
+
+func (s *Server) stream(ch vms.ChannelID) *Stream {
 	st := s.streams[ch]
 	if st == nil {
 		if s.streams == nil {
 			s.streams = make(map[vms.ChannelID]*Stream)
 		}
 		st = &Stream{}
+		if s.Recent != nil {
+			st.recent = func() []vms.Chunk { return s.Recent(ch) }
+		}
 		s.streams[ch] = st
 	}
 	return st
+}
+
+// Forget says, once for each call of Stream, that nothing more is published.
+// Viewers may stay.
+func (s *Server) Forget(ch vms.ChannelID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st := s.streams[ch]; st != nil {
+		st.claims--
+		s.tidy(ch, st)
+	}
+}
+
+// tidy forgets a stream that nobody uses.
+func (s *Server) tidy(ch vms.ChannelID, st *Stream) {
+	if st.claims <= 0 && !st.Watched() {
+		delete(s.streams, ch)
+	}
+}
+
+// join adds a viewer of a channel.
+func (s *Server) join(ch vms.ChannelID) (*Stream, *viewer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.stream(ch)
+	return st, st.join()
+}
+
+func (s *Server) leave(ch vms.ChannelID, st *Stream, v *viewer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.leave(v)
+	s.tidy(ch, st)
 }
 
 // Viewers counts who looks on.
@@ -126,9 +173,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer reader.Wait()
 	defer conn.CloseNow()
 	defer cancel()
-	st := s.Stream(ch)
-	v := st.join()
-	defer st.leave(v)
+	st, v := s.join(ch)
+	defer s.leave(ch, st, v)
+	st.begin(v)
 	if err := s.serve(ctx, conn, st, v); err != nil && ctx.Err() == nil {
 		s.Log.Debug("viewer lost", "channel", ch, "err", err)
 	}
@@ -163,9 +210,11 @@ func within(ctx context.Context, f func(context.Context) error) error {
 
 // event is a text message to the browser.
 type event struct {
-	Type  string `json:"type"` // "init", "jump" or "offline"
+	Type  string `json:"type"` // "init", "jump", "offline" or "moved"
 	MIME  string `json:"mime,omitempty"`
 	Cause string `json:"cause,omitempty"`
+	// URL is where a stream has moved to. None: ask where it is.
+	URL string `json:"url,omitempty"`
 }
 
 func send(ctx context.Context, conn *websocket.Conn, it item) error {
@@ -189,6 +238,8 @@ func send(ctx context.Context, conn *websocket.Conn, it item) error {
 		return text(event{Type: "jump"})
 	case it.offline != "":
 		return text(event{Type: "offline", Cause: it.offline})
+	case it.moved:
+		return text(event{Type: "moved", URL: it.url})
 	}
 	return binary(it.chunk.Payload)
 }

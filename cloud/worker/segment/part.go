@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"sort"
 
 	"github.com/zipato/vms/pkg/cmaf"
@@ -105,7 +104,7 @@ func (p *Part) Build() (*Finished, error) {
 	view := patched{at: p.chunks[0].at}
 	var t content
 	for i := range p.chunks {
-		c, err := p.read(file, &p.chunks[i])
+		c, err := p.chunks[i].read(file, p.zero)
 		if err != nil {
 			return nil, fmt.Errorf("make part: %w", err)
 		}
@@ -144,26 +143,29 @@ func (p *Part) Build() (*Finished, error) {
 	return f, nil
 }
 
-// read returns a chunk of the recording's file as it came.
-func (p *Part) read(file io.ReaderAt, e *entry) (vms.Chunk, error) {
-	payload := make([]byte, e.size)
-	if _, err := file.ReadAt(payload, e.at); err != nil {
+// read returns the chunk as it came, from a file in which zero was subtracted
+// from its times.
+func (e *entry) read(file io.ReaderAt, zero uint64) (vms.Chunk, error) {
+	msg := make([]byte, wire.ChunkHeaderLen+e.size)
+	copy(msg, e.header[:])
+	if _, err := file.ReadAt(msg[wire.ChunkHeaderLen:], e.at); err != nil {
 		return vms.Chunk{}, err
 	}
-	return restore(e.header[:], payload, p.zero)
+	return restore(msg, zero)
 }
 
-// restore gives a chunk its time back, and checks that it is what was muxed.
-func restore(header, payload []byte, zero uint64) (vms.Chunk, error) {
+// restore gives the chunk whose message is msg its time back, in place, and
+// checks that it is what was muxed.
+func restore(msg []byte, zero uint64) (vms.Chunk, error) {
+	payload := msg[wire.ChunkHeaderLen:]
 	frag, err := cmaf.ParseFragment(payload)
 	if err != nil {
 		return vms.Chunk{}, broken("%v", err)
 	}
-	msg, err := frag.Unbase(slices.Clone(header), payload, zero)
-	if err != nil {
+	if _, err := frag.Unbase(msg[:wire.ChunkHeaderLen], payload, zero); err != nil {
 		return vms.Chunk{}, broken("%v", err)
 	}
-	c, err := wire.DecodeChunk(append(msg, payload[frag.MoofLen:]...))
+	c, err := wire.DecodeChunk(msg)
 	if err != nil {
 		return vms.Chunk{}, broken("%v", err)
 	}
@@ -295,13 +297,14 @@ func (p *PartReader) Next() (vms.Chunk, error) {
 		return vms.Chunk{}, io.EOF
 	}
 	h := p.headers[:wire.ChunkHeaderLen]
-	payload := make([]byte, wire.PayloadLen(h))
-	if _, err := io.ReadFull(p.r, payload); err != nil {
+	msg := make([]byte, wire.ChunkHeaderLen+wire.PayloadLen(h))
+	copy(msg, h)
+	if _, err := io.ReadFull(p.r, msg[wire.ChunkHeaderLen:]); err != nil {
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return vms.Chunk{}, broken("it ends inside a chunk")
 		}
 		return vms.Chunk{}, fmt.Errorf("read part: %w", err)
 	}
 	p.headers = p.headers[wire.ChunkHeaderLen:]
-	return restore(h, payload, p.zero)
+	return restore(msg, p.zero)
 }

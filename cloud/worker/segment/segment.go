@@ -73,7 +73,8 @@ type Open struct {
 	Parked bool
 	// Busy: it is being restored from parts.
 	Busy bool
-	// Over: its epoch is not held any more by the hub, which can never continue it.
+	// Over: nothing can ever continue it: its epoch is not held any more by the
+	// hub, or another process has had all of it.
 	Over bool
 
 	asked uint64 // the number that follows, when parts were looked for in vain
@@ -241,6 +242,9 @@ func (s *Segmenter) tail(e vms.Epoch, seq uint64) *Open {
 	return nil
 }
 
+// At returns the open recording that l brought the last chunk of, or nil.
+func (s *Segmenter) At(l *Lane) *Open { return s.tail(l.epoch, l.last) }
+
 // parked returns the parked recording that holds chunk seq, or nil.
 func (s *Segmenter) parked(e vms.Epoch, seq uint64) *Open {
 	for _, o := range s.open {
@@ -387,6 +391,11 @@ func (s *Segmenter) Parts(e vms.Epoch, parts []vms.Recording) {
 		}
 	}
 	slices.SortStableFunc(s.open, func(a, b *Open) int { return cmp.Compare(a.Chunks.First, b.Chunks.First) })
+	for _, o := range s.open {
+		if p := s.parked(e, o.asked); o.Chunks.Epoch == e && p != nil && p != o && p.Recording == o.Recording {
+			o.asked = 0 // there are some that there were not when it was asked
+		}
+	}
 	s.limitParked()
 }
 
@@ -412,6 +421,16 @@ func (s *Segmenter) Split(o *Open, first uint64) {
 	}
 	s.open = append(s.open, &Open{Chunks: vms.ChunkRange{Epoch: o.Chunks.Epoch, First: o.Chunks.First, Last: first - 1}, Recording: o.Recording, Parked: true})
 	o.Chunks.First = first
+}
+
+// Found notes a recording that another process has left on this worker's disk:
+// over, if nothing follows it. It has nothing that is open, or was taken, already.
+func (s *Segmenter) Found(r vms.ChunkRange, number, init uint32, over bool) *Open {
+	o := &Open{Chunks: r, Recording: number, Init: init, Over: over}
+	s.open = append(s.open, o)
+	s.have.Add(r)
+	s.taken.Add(r)
+	return o
 }
 
 // Restored notes that r was brought back from parts and is in o now.

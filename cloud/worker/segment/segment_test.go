@@ -363,3 +363,22 @@ func TestWhatAnAgentDeclaresIsBounded(t *testing.T) {
 		t.Errorf("open %s", got)
 	}
 }
+
+// TestPartsThatComeLaterAreLookedFor: that there were none when it was asked does
+// not make what ends before them complete.
+func TestPartsThatComeLaterAreLookedFor(t *testing.T) {
+	var s segment.Segmenter
+	var l segment.Lane
+	o := s.Take(&l, &vms.Chunk{Epoch: 1, Seq: 1, Flags: first, Init: 1}, segment.Begin, nil)
+	s.Alone(1, 2)
+	rows := []vms.Recording{{Chunks: vms.ChunkRange{Epoch: 1, First: 2, Last: 5}}}
+	s.Durable(rows[0].Chunks)
+	s.Parts(1, rows)
+	if st := s.State(o); st != segment.Continued {
+		t.Errorf("state %d, want %d", st, segment.Continued)
+	}
+	s.Alone(1, 2) // they are of no use
+	if st := s.State(o); st != segment.Complete {
+		t.Errorf("state %d, want %d", st, segment.Complete)
+	}
+}

@@ -29,17 +29,20 @@ const (
 const maxCodecs = 200
 
 // Writer is one recording being written: its fragments, moved to start at
-// zero, go to a file on tmpfs; ftyp, moov and sidx are made at Finish. It is
-// not safe for concurrent use.
+// zero, go to a file on tmpfs; ftyp, moov and sidx are made at Finish. A journal
+// beside the file lets the next process go on with it, see Recover. It is not
+// safe for concurrent use.
 type Writer struct {
 	channel vms.ChannelID
 	init    vms.Init
 	file    *os.File
 	path    string
+	// ragged: behind the chunks the file may hold what a failed write left.
+	ragged bool
 
 	content
 	chunks  []entry
-	scratch []byte
+	journal journal
 }
 
 // entry is one chunk of the file: enough to give it back as it came.
@@ -88,15 +91,28 @@ func CheckInit(i *vms.Init) error {
 	return nil
 }
 
-// Create begins a recording with c, in a new file below dir.
+// Create begins a recording with c, in a new file below dir. Of c.Payload it
+// says what Append does.
 func Create(dir string, channel vms.ChannelID, init vms.Init, c *vms.Chunk) (*Writer, error) {
+	w, err := Scratch(dir, channel, init, c)
+	if err != nil {
+		return nil, err
+	}
+	if err := w.begin(); err != nil {
+		return nil, errors.Join(err, w.Discard())
+	}
+	return w, nil
+}
+
+// Scratch is Create without a journal: the next process removes the file.
+func Scratch(dir string, channel vms.ChannelID, init vms.Init, c *vms.Chunk) (*Writer, error) {
 	frag, err := cmaf.ParseFragment(c.Payload)
 	if err != nil {
 		return nil, err
 	}
 	// A name of its own: the same chunks may come again while a file of them
 	// still waits to be uploaded.
-	f, err := os.CreateTemp(dir, fmt.Sprintf("%s.%s.%d.*.body", channel, c.Epoch, c.Seq))
+	f, err := os.CreateTemp(dir, fmt.Sprintf("%s.%s.%d.*%s", channel, c.Epoch, c.Seq, bodySuffix))
 	if err != nil {
 		return nil, fmt.Errorf("begin recording: %w", err)
 	}
@@ -107,8 +123,12 @@ func Create(dir string, channel vms.ChannelID, init vms.Init, c *vms.Chunk) (*Wr
 	return w, nil
 }
 
-// Append adds the next chunk. After an error other than cmaf.ErrInvalid (which
-// changed nothing) the recording cannot go on.
+// Append adds the next chunk. After an error the recording is what it was
+// before: with cmaf.ErrInvalid the chunk can never be part of it, otherwise the
+// file system failed, and the same chunk may be tried again.
+//
+// While Append runs, decode times in c.Payload are others: no one else may read
+// it. It is as before when Append returns.
 func (w *Writer) Append(c *vms.Chunk) error {
 	frag, err := cmaf.ParseFragment(c.Payload)
 	if err != nil {
@@ -118,31 +138,69 @@ func (w *Writer) Append(c *vms.Chunk) error {
 }
 
 func (w *Writer) append(c *vms.Chunk, frag *cmaf.Fragment) error {
+	if err := w.check(c, frag); err != nil {
+		return err
+	}
+	if err := w.write(c, frag); err != nil {
+		return fmt.Errorf("write recording: %w", err)
+	}
+	w.note(c, frag)
+	return nil
+}
+
+// check reports, as cmaf.ErrInvalid, that c cannot be part of the recording.
+func (w *Writer) check(c *vms.Chunk, frag *cmaf.Fragment) error {
 	if frag.MoofLen != c.MoofLen {
 		return fmt.Errorf("%w: moof of %d bytes, header says %d", cmaf.ErrInvalid, frag.MoofLen, c.MoofLen)
 	}
 	if w.bytes+int64(len(c.Payload)) > MaxBytes || c.End.Sub(w.first.Start) > MaxSpan || len(w.chunks) == maxChunks {
 		return fmt.Errorf("%w: the recording would pass %d bytes, %v or %d chunks", cmaf.ErrInvalid, int64(MaxBytes), MaxSpan, maxChunks)
 	}
-	var err error
-	if w.scratch, err = frag.Rebase(w.scratch[:0], c.Payload, w.zero); err != nil {
-		return err
+	for _, r := range frag.Runs {
+		if r.Base < w.zero {
+			return fmt.Errorf("%w: track %d begins %d ticks before the recording does", cmaf.ErrInvalid, r.Track, w.zero-r.Base)
+		}
 	}
 	ts := uint64(w.init.Tracks[0].Timescale)
-	if ticks, gop := w.with(c, frag); ticks/ts > uint64(MaxSpan/time.Second) || gop > math.MaxUint32 {
-		return fmt.Errorf("%w: the recording would last %d s, and %d ticks without a keyframe", cmaf.ErrInvalid, ticks/ts, gop)
+	if ticks, shown := w.with(frag), picture(frag); ticks/ts > uint64(MaxSpan/time.Second) || shown > math.MaxUint32 {
+		return fmt.Errorf("%w: the recording would last %d s, and one chunk of it %d ticks", cmaf.ErrInvalid, ticks/ts, shown)
 	}
-	if _, err := w.file.Write(w.scratch); err != nil {
-		return fmt.Errorf("write recording: %w", err)
+	return nil
+}
+
+// write puts the payload of c, moved to start at zero, behind what there is: in
+// one write, without a copy of it.
+func (w *Writer) write(c *vms.Chunk, frag *cmaf.Fragment) error {
+	if _, err := frag.Rebase(c.Payload[:0], c.Payload, w.zero); err != nil {
+		return err
 	}
-	if _, err := w.file.Write(c.Payload[frag.MoofLen:]); err != nil {
-		return fmt.Errorf("write recording: %w", err)
+	_, err := w.file.WriteAt(c.Payload, w.bytes)
+	if _, e := frag.Rebase(c.Payload[:0], c.Payload, 0); e != nil {
+		return errors.Join(err, e)
 	}
+	if err != nil {
+		w.ragged = true
+		_ = w.trim() // a full disk needs the room; Finish tries again
+	}
+	return err
+}
+
+// trim takes what a failed write left from the file.
+func (w *Writer) trim() error {
+	if !w.ragged {
+		return nil
+	}
+	err := w.file.Truncate(w.bytes)
+	w.ragged = err != nil
+	return err
+}
+
+// note takes down a chunk that is in the file.
+func (w *Writer) note(c *vms.Chunk, frag *cmaf.Fragment) {
 	e := entry{at: w.bytes, size: int64(len(c.Payload)), zero: frag.Zero(), key: c.Flags.Has(vms.FlagKey)}
 	wire.AppendChunkHeader(e.header[:0], c)
 	w.chunks = append(w.chunks, e)
 	w.add(c, frag)
-	return nil
 }
 
 // begin returns the content of an object that c will begin.
@@ -155,17 +213,13 @@ func begin(c *vms.Chunk, frag *cmaf.Fragment, zero uint64) content {
 	return t
 }
 
-// with returns how long the object would be with c, and its last GOP.
-func (t *content) with(c *vms.Chunk, frag *cmaf.Fragment) (ticks, gop uint64) {
+// with returns how long the object would be with one more fragment.
+func (t *content) with(frag *cmaf.Fragment) (ticks uint64) {
 	ticks = t.ticks
 	for _, r := range frag.Runs {
 		ticks = max(ticks, r.Base-t.zero+r.Duration)
 	}
-	gop = picture(frag)
-	if n := len(t.subs); n > 0 && !c.Flags.Has(vms.FlagKey) {
-		gop += t.subs[n-1].Duration
-	}
-	return ticks, gop
+	return ticks
 }
 
 // picture is how long a fragment shows its pictures.
@@ -176,15 +230,12 @@ func picture(frag *cmaf.Fragment) uint64 {
 	return 0
 }
 
+// add takes one fragment into the index. Each has a reference of its own, not
+// each GOP: Chromium, given one that spans several fragments, seeks into the one
+// before the keyframe and cannot decode what it finds there.
 func (t *content) add(c *vms.Chunk, frag *cmaf.Fragment) {
-	t.ticks, _ = t.with(c, frag)
-	key := c.Flags.Has(vms.FlagKey)
-	if key || len(t.subs) == 0 {
-		t.subs = append(t.subs, cmaf.Subsegment{Sync: key})
-	}
-	s := &t.subs[len(t.subs)-1]
-	s.Bytes += int64(len(c.Payload))
-	s.Duration += picture(frag)
+	t.ticks = t.with(frag)
+	t.subs = append(t.subs, cmaf.Subsegment{Bytes: int64(len(c.Payload)), Duration: picture(frag), Sync: c.Flags.Has(vms.FlagKey)})
 	t.bytes += int64(len(c.Payload))
 	t.last, t.end = c.Seq, c.End
 	t.flags |= c.Flags
@@ -192,6 +243,34 @@ func (t *content) add(c *vms.Chunk, frag *cmaf.Fragment) {
 
 // Bytes is what the recording occupies on tmpfs.
 func (w *Writer) Bytes() int64 { return w.bytes }
+
+// Init is what the recording began with.
+func (w *Writer) Init() *vms.Init { return &w.init }
+
+// Tail reads the chunks from the newest keyframe on back, as they came. None
+// are returned when the recording has no keyframe, or more than limit bytes
+// since.
+func (w *Writer) Tail(limit int64) ([]vms.Chunk, error) {
+	var bytes int64
+	for i, e := range slices.Backward(w.chunks) {
+		if bytes += e.size; bytes > limit {
+			break
+		}
+		if !e.key {
+			continue
+		}
+		out := make([]vms.Chunk, 0, len(w.chunks)-i)
+		for _, e := range w.chunks[i:] {
+			c, err := e.read(w.file, w.zero)
+			if err != nil {
+				return nil, fmt.Errorf("read recording: %w", err)
+			}
+			out = append(out, c)
+		}
+		return out, nil
+	}
+	return nil, nil
+}
 
 // Range is the run of chunks written so far.
 func (w *Writer) Range() vms.ChunkRange {
@@ -204,12 +283,16 @@ type Finished struct {
 	vms.Recording
 	Head []byte
 	Path string
+	// Journal is the file that stands beside that at Path, if there is one. It is
+	// of no use without it, and to be removed after it.
+	Journal string
 	// View returns the object's bytes behind Head; nil: they are the file's.
 	View func(io.ReaderAt) io.ReaderAt
 }
 
-// Finish closes the file and returns the recording with its checksum. After an
-// error nothing is left of it.
+// Finish closes the file and returns the recording with its checksum. A process
+// that finds it later knows that nothing follows. After an error nothing is left
+// of it.
 func (w *Writer) Finish() (f *Finished, err error) {
 	defer func() {
 		if err != nil {
@@ -219,14 +302,23 @@ func (w *Writer) Finish() (f *Finished, err error) {
 	if f, err = w.object(w.channel, &w.init, nil); err != nil {
 		return nil, err
 	}
-	f.Path, f.Key = w.path, vms.RecordingKey(w.channel, w.first.Start, w.first.Recording)
+	f.Path, f.Journal, f.Key = w.path, w.journal.path, vms.RecordingKey(w.channel, w.first.Start, w.first.Recording)
+	if err := w.trim(); err != nil {
+		return nil, fmt.Errorf("close recording: %w", err)
+	}
 	if err := f.sum(w.file); err != nil {
 		return nil, err
 	}
-	if err := w.file.Close(); err != nil {
+	w.seal()
+	if err := errors.Join(w.file.Close(), w.journal.close()); err != nil {
 		return nil, fmt.Errorf("close recording: %w", err)
 	}
 	return f, nil
+}
+
+// Keep closes the files and leaves them for the next process.
+func (w *Writer) Keep() error {
+	return errors.Join(w.Flush(), w.trim(), w.file.Close(), w.journal.close())
 }
 
 // object describes an object, but for its key and checksum. box stands between
@@ -280,5 +372,6 @@ func (w *Writer) Discard() error {
 	if errors.Is(err, os.ErrClosed) {
 		err = nil
 	}
-	return errors.Join(err, os.Remove(w.path))
+	// The journal last: without it nobody would know what the file is.
+	return errors.Join(err, os.Remove(w.path), w.journal.remove())
 }

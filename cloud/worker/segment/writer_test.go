@@ -113,7 +113,7 @@ func TestRecordingPlaysByItselfFromZero(t *testing.T) {
 	want := vms.Recording{
 		Channel: "ch_1", Key: "recordings/ch_1/2026-01-02/03-04-05.678901Z.7.mp4", Chunks: vms.ChunkRange{Epoch: 1, First: 1, Last: 20},
 		Number: 7, Start: t0, End: t0.Add(4 * time.Second), Media: 4 * time.Second, Bytes: f.Bytes, SHA256: f.SHA256,
-		InitLen: int64(len(init.Segment)), HeadLen: int64(len(init.Segment) + cmaf.SidxLen(4)), Codecs: cmaf.Codecs(init.Tracks),
+		InitLen: int64(len(init.Segment)), HeadLen: int64(len(init.Segment) + cmaf.SidxLen(20)), Codecs: cmaf.Codecs(init.Tracks),
 	}
 	if f.Recording != want {
 		t.Errorf("recording\n%+v, want\n%+v", f.Recording, want)
@@ -141,10 +141,10 @@ func TestRecordingPlaysByItselfFromZero(t *testing.T) {
 		probe.Streams[0].Codec != "h264" || probe.Streams[0].Frames != "100" {
 		t.Errorf("ffprobe says %+v", probe)
 	}
-	// Every reference of the index is a keyframe's, and together they are the file.
+	// Every reference of the index is a chunk's, those of keyframes say so, and together they are the file.
 	sidx := obj[f.InitLen:f.HeadLen]
 	at, n := f.HeadLen, int(binary.BigEndian.Uint16(sidx[38:]))
-	if string(sidx[4:8]) != "sidx" || n != 4 {
+	if string(sidx[4:8]) != "sidx" || n != 20 {
 		t.Fatalf("index %x", sidx)
 	}
 	for i := range n {
@@ -153,8 +153,9 @@ func TestRecordingPlaysByItselfFromZero(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if r := frag.Run(1); !r.Sync || r.Base != uint64(i)*90000 || binary.BigEndian.Uint32(ref[4:]) != 90000 {
-			t.Errorf("reference %d begins with %+v and lasts %d", i, r, binary.BigEndian.Uint32(ref[4:]))
+		key := ref[8]&0x80 != 0
+		if r := frag.Run(1); key != r.Sync || key != (i%5 == 0) || r.Base != uint64(i)*18000 || binary.BigEndian.Uint32(ref[4:]) != 18000 {
+			t.Errorf("reference %d begins with %+v, lasts %d and is of a keyframe: %v", i, r, binary.BigEndian.Uint32(ref[4:]), key)
 		}
 		at += int64(binary.BigEndian.Uint32(ref))
 	}

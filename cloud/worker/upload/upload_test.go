@@ -101,14 +101,34 @@ func (s *script) Stat(_ context.Context, key string) (vms.Recording, error) {
 	return r, nil
 }
 
-func (s *script) Get(context.Context, string) (io.ReadCloser, error) { return nil, vms.ErrNotFound }
+func (s *script) Get(_ context.Context, key string) (io.ReadCloser, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	body, ok := s.bodies[key]
+	if !ok {
+		return nil, vms.ErrNotFound
+	}
+	return io.NopCloser(bytes.NewReader(body)), nil
+}
 
 var start = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
 // job is a recording of chunks first to last, with its file.
 func job(t *testing.T, ch vms.ChannelID, firstSeq, lastSeq uint64) upload.Job {
 	t.Helper()
-	head, body := []byte("head of "+ch), bytes.Repeat([]byte{byte(firstSeq), byte(lastSeq)}, 50_000)
+	return jobOf(t, ch, firstSeq, lastSeq, 100_000)
+}
+
+// small is a job for tests of many.
+func small(t *testing.T, ch vms.ChannelID) upload.Job {
+	t.Helper()
+	return jobOf(t, ch, 1, 2, 100)
+}
+
+// jobOf is a job with a file of so many bytes.
+func jobOf(t *testing.T, ch vms.ChannelID, firstSeq, lastSeq uint64, bodyLen int) upload.Job {
+	t.Helper()
+	head, body := []byte("head of "+ch), bytes.Repeat([]byte{byte(firstSeq), byte(lastSeq)}, bodyLen/2)
 	path := filepath.Join(t.TempDir(), "x.body")
 	if err := os.WriteFile(path, body, 0o600); err != nil {
 		t.Fatal(err)

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { duration, fileName, size } from "./format.ts";
-import { hasSound, offlineSentence, stateWords } from "./words.ts";
+import { codecName, hasSound, offlineSentence, spellings, stateWords } from "./words.ts";
 
 test("durations and sizes", () => {
   assert.equal(duration(29_960), "30 s");
@@ -35,4 +35,18 @@ test("sound is known by its codec", () => {
   assert.ok(hasSound('video/mp4; codecs="avc1.64001f,mp4a.40.2"'));
   assert.ok(hasSound('video/mp4; codecs="avc1.64001f,fLaC"'));
   assert.ok(!hasSound('video/mp4; codecs="avc1.64001f"'));
+});
+
+test("codecs have names that people know", () => {
+  assert.equal(codecName('video/mp4; codecs="hvc1.1.6.L93.90,flac"'), "H265 (HEVC)");
+  assert.equal(codecName("mp4v.6C,flac"), "Motion JPEG");
+  assert.equal(codecName("mp4v.20.9"), "this video format");
+});
+
+test("FLAC is asked for under both of its names, the one that plays first", () => {
+  assert.deepEqual(spellings('video/mp4; codecs="avc1.64001f,flac"'), [
+    'video/mp4; codecs="avc1.64001f,flac"',
+    'video/mp4; codecs="avc1.64001f,fLaC"',
+  ]);
+  assert.deepEqual(spellings("avc1.64001f,mp4a.40.2"), ["avc1.64001f,mp4a.40.2"]);
 });

@@ -64,7 +64,18 @@ export function codecName(mimeOrCodecs: string): string {
   if (/\b(hvc1|hev1)\b/.test(mimeOrCodecs)) return "H265 (HEVC)";
   if (/\b(avc1|avc3)\b/.test(mimeOrCodecs)) return "H264";
   if (/\bav01\b/.test(mimeOrCodecs)) return "AV1";
+  if (/\bmp4v\.6C\b/i.test(mimeOrCodecs)) return "Motion JPEG";
   return "this video format";
+}
+
+/**
+ * spellings are the names by which browsers know a codec string, best first.
+ * FLAC in MP4 is "flac" for most. Safari wants the name of the sample entry,
+ * which others take too and may then fail to play.
+ */
+export function spellings(mimeOrCodecs: string): string[] {
+  const safari = mimeOrCodecs.replace(/\bflac\b/, "fLaC");
+  return safari === mimeOrCodecs ? [mimeOrCodecs] : [mimeOrCodecs, safari];
 }
 
 export function hasSound(mimeOrCodecs: string): boolean {

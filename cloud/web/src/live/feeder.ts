@@ -1,3 +1,4 @@
+import { spellings } from "../lib/words.ts";
 import { trimTo, type Span } from "./edge.ts";
 import { keyframe, videoTrack, type VideoTrack } from "./fmp4.ts";
 
@@ -10,9 +11,9 @@ declare global {
 
 const Source: typeof MediaSource | undefined = window.MediaSource ?? window.ManagedMediaSource;
 
-/** canPlay reports whether this browser decodes the stream. */
-export function canPlay(mime: string): boolean {
-  return Source?.isTypeSupported(mime) ?? false;
+/** playable is the type under which this browser decodes the stream, if it does. */
+export function playable(mime: string): string | undefined {
+  return spellings(mime).find((m) => Source?.isTypeSupported(m));
 }
 
 type Step = { kind: "init"; mime: string; data: ArrayBuffer } | { kind: "clear" } | { kind: "data"; data: ArrayBuffer };

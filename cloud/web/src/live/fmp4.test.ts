@@ -1,27 +1,9 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { keyframe, videoTrack, type VideoTrack } from "./fmp4.ts";
+import { keyframe, timing, videoTrack, type VideoTrack } from "./fmp4.ts";
+import { ascii, box, buffer, delta, key, trak, u32 } from "./fmp4.testing.ts";
 
-const u32 = (...ns: number[]): Uint8Array => {
-  const d = new DataView(new ArrayBuffer(4 * ns.length));
-  ns.forEach((n, i) => d.setUint32(4 * i, n >>> 0));
-  return new Uint8Array(d.buffer);
-};
-const ascii = (s: string): Uint8Array => new TextEncoder().encode(s);
-function box(type: string, ...parts: Uint8Array[]): Uint8Array {
-  const size = parts.reduce((n, p) => n + p.length, 8);
-  return new Uint8Array([...u32(size), ...ascii(type), ...parts.flatMap((p) => [...p])]);
-}
-const buffer = (...parts: Uint8Array[]): ArrayBuffer => new Uint8Array(parts.flatMap((p) => [...p])).buffer;
-
-const trak = (id: number, kind: string, scale: number): Uint8Array =>
-  box("trak", box("tkhd", u32(0, 0, 0, id)),
-    box("mdia", box("mdhd", u32(0, 0, 0, scale, 0)), box("hdlr", u32(0, 0), ascii(kind), u32(0))));
-
-const track: VideoTrack = { id: 2, timescale: 90000, defaultFlags: 0 };
-const key = 0x0200_0000;
-const delta = 0x0101_0000;
-
+const track: VideoTrack = { id: 2, timescale: 90000, defaultDuration: 0, defaultFlags: 0 };
 /** A fragment with one video sample, decoded at 180000, presented `offset` later. */
 function fragment(trackID: number, trun: Uint8Array, tfhd = box("tfhd", u32(0x20000, trackID))): ArrayBuffer {
   return buffer(
@@ -32,8 +14,8 @@ function fragment(trackID: number, trun: Uint8Array, tfhd = box("tfhd", u32(0x20
 
 test("the video track is found behind a sound track", () => {
   const init = buffer(box("ftyp", ascii("iso5")), box("moov", trak(1, "soun", 48000), trak(2, "vide", 90000),
-    box("mvex", box("trex", u32(0, 1, 1, 0, 0, 7)), box("trex", u32(0, 2, 1, 0, 0, delta)))));
-  assert.deepEqual(videoTrack(init), { id: 2, timescale: 90000, defaultFlags: delta });
+    box("mvex", box("trex", u32(0, 1, 1, 0, 0, 7)), box("trex", u32(0, 2, 1, 3000, 0, delta)))));
+  assert.deepEqual(videoTrack(init), { id: 2, timescale: 90000, defaultDuration: 3000, defaultFlags: delta });
 });
 
 test("a keyframe is placed by its presentation time, also with a negative offset", () => {
@@ -52,6 +34,21 @@ test("flags come from the sample, the run, the fragment or the track, in this or
   const tfhd = box("tfhd", u32(0x20028, 2, 3000, delta));
   assert.equal(keyframe(fragment(2, bare, tfhd), track), undefined);
   assert.equal(keyframe(fragment(2, box("trun", u32(0x5, 1, 100, key)), tfhd), track), 2);
+});
+
+test("a fragment lasts as long as its frames", () => {
+  const span = (f: ArrayBuffer, t = track): number[] => {
+    const { start, end } = timing(f, t)!;
+    return [start, end];
+  };
+  const three = box("trun", u32(0x0100_0f01, 3, 100, 3000, 4, key, 9000, 3000, 4, delta, 0, 12000, 4, delta, 0));
+  assert.deepEqual(span(fragment(2, three)), [2, 2.2]);
+  assert.equal(timing(fragment(2, three), track)?.keyframe, 2.1);
+  const bare = box("trun", u32(0x1, 6, 100));
+  assert.deepEqual(span(fragment(2, bare), { ...track, defaultDuration: 3000 }), [2, 2.2], "by the track");
+  assert.deepEqual(span(fragment(2, bare, box("tfhd", u32(0x20028, 2, 6000, delta)))), [2, 2.4], "by the fragment");
+  assert.equal(timing(fragment(2, box("trun", u32(0x1, 0, 100))), track), undefined, "without a frame");
+  assert.equal(timing(fragment(1, three), track), undefined, "without video");
 });
 
 test("broken bytes give no answer", () => {

@@ -1,12 +1,22 @@
-// Just enough of ISO/IEC 14496-12 to know at which times keyframes stand. Pure;
-// bytes that make no sense give no answer rather than an error, because the
-// browser's own parser is the judge of them.
+// Just enough of ISO/IEC 14496-12 to know which times a fragment covers and
+// where keyframes stand. Pure; bytes that make no sense give no answer rather
+// than an error, because the browser's own parser is the judge of them.
 
 export interface VideoTrack {
   id: number;
   timescale: number;
-  /** Sample flags where a fragment names none (trex). */
+  /** Duration, in ticks, and flags of a sample where a fragment names none (trex). */
+  defaultDuration: number;
   defaultFlags: number;
+}
+
+/** Timing is what a fragment's video covers, in seconds. */
+export interface Timing {
+  /** Decode times: of the first frame, and where the next fragment's would be. */
+  start: number;
+  end: number;
+  /** When the keyframe is shown that it begins with, if it does. */
+  keyframe: number | undefined;
 }
 
 interface Box {
@@ -53,7 +63,8 @@ export function videoTrack(init: ArrayBuffer): VideoTrack | undefined {
       const timescale = mdhd.getUint32(mdhd.getUint8(0) === 1 ? 20 : 12);
       const mvex = child(moov, "mvex");
       const trex = mvex && find(mvex, (t) => t.type === "trex" && t.body.getUint32(4) === id);
-      return timescale > 0 ? { id, timescale, defaultFlags: trex?.getUint32(20) ?? 0 } : undefined;
+      if (timescale === 0) return undefined;
+      return { id, timescale, defaultDuration: trex?.getUint32(12) ?? 0, defaultFlags: trex?.getUint32(20) ?? 0 };
     }
     return undefined;
   });
@@ -63,6 +74,11 @@ const nonSync = 0x0001_0000;
 
 /** keyframe is the presentation time, in seconds, of the keyframe that a fragment begins with, if it does. */
 export function keyframe(fragment: ArrayBuffer, track: VideoTrack): number | undefined {
+  return timing(fragment, track)?.keyframe;
+}
+
+/** timing is what a fragment covers of a video track, if anything. */
+export function timing(fragment: ArrayBuffer, track: VideoTrack): Timing | undefined {
   return orNothing(() => {
     const moof = child(new DataView(fragment), "moof");
     if (!moof) return undefined;
@@ -70,36 +86,65 @@ export function keyframe(fragment: ArrayBuffer, track: VideoTrack): number | und
       const tfhd = b.type === "traf" ? child(b.body, "tfhd") : undefined;
       if (tfhd?.getUint32(4) !== track.id) continue;
       const tfdt = child(b.body, "tfdt");
-      const trun = child(b.body, "trun");
-      if (!tfdt || !trun) return undefined;
-      const first = firstSample(trun, tfhdFlags(tfhd) ?? track.defaultFlags);
-      if (!first || first.flags & nonSync) return undefined;
+      if (!tfdt) return undefined;
       const decode = tfdt.getUint8(0) === 1 ? Number(tfdt.getBigUint64(4)) : tfdt.getUint32(4);
-      return (decode + first.offset) / track.timescale;
+      const defaults = { ...track, ...tfhdDefaults(tfhd) };
+      const runs = [...boxes(b.body)].filter((t) => t.type === "trun").map((t) => readRun(t.body, defaults));
+      const first = runs.find((r) => r.first)?.first;
+      if (!first) return undefined;
+      const ticks = runs.reduce((sum, r) => sum + r.duration, 0);
+      return {
+        start: decode / track.timescale,
+        end: (decode + ticks) / track.timescale,
+        keyframe: first.flags & nonSync ? undefined : (decode + first.offset) / track.timescale,
+      };
     }
     return undefined;
   });
 }
 
-function tfhdFlags(tfhd: DataView): number | undefined {
-  const has = tfhd.getUint32(0);
-  if (!(has & 0x20)) return undefined;
-  const pos = 8 + (has & 0x1 ? 8 : 0) + (has & 0x2 ? 4 : 0) + (has & 0x8 ? 4 : 0) + (has & 0x10 ? 4 : 0);
-  return tfhd.getUint32(pos);
+interface Defaults {
+  defaultDuration: number;
+  defaultFlags: number;
 }
 
-function firstSample(trun: DataView, defaultFlags: number): { flags: number; offset: number } | undefined {
+function tfhdDefaults(tfhd: DataView): Partial<Defaults> {
+  const has = tfhd.getUint32(0);
+  const out: Partial<Defaults> = {};
+  let pos = 8 + (has & 0x1 ? 8 : 0) + (has & 0x2 ? 4 : 0);
+  if (has & 0x8) out.defaultDuration = tfhd.getUint32(pos);
+  pos += (has & 0x8 ? 4 : 0) + (has & 0x10 ? 4 : 0);
+  if (has & 0x20) out.defaultFlags = tfhd.getUint32(pos);
+  return out;
+}
+
+interface Run {
+  /** Of all its samples, in ticks. */
+  duration: number;
+  /** Its first sample: flags, and presentation minus decode time; none in a run without samples. */
+  first: { flags: number; offset: number } | undefined;
+}
+
+function readRun(trun: DataView, defaults: Defaults): Run {
   const has = trun.getUint32(0);
-  if (trun.getUint32(4) === 0) return undefined;
+  const count = trun.getUint32(4);
+  if (count === 0) return { duration: 0, first: undefined };
   let pos = 8 + (has & 0x1 ? 4 : 0);
-  let flags = defaultFlags;
   const firstFlags = has & 0x4 ? trun.getUint32(pos) : undefined;
-  pos += (has & 0x4 ? 4 : 0) + (has & 0x100 ? 4 : 0) + (has & 0x200 ? 4 : 0);
-  if (has & 0x400) {
-    flags = trun.getUint32(pos);
-    pos += 4;
-  }
-  return { flags: firstFlags ?? flags, offset: has & 0x800 ? trun.getInt32(pos) : 0 };
+  pos += has & 0x4 ? 4 : 0;
+  const fields = [0x100, 0x200, 0x400, 0x800];
+  const offsetOf = (field: number): number => 4 * fields.filter((f) => f < field && has & f).length;
+  const size = offsetOf(0x1000);
+  let duration = 0;
+  if (has & 0x100) for (let i = 0; i < count; i++) duration += trun.getUint32(pos + i * size);
+  else duration = count * defaults.defaultDuration;
+  return {
+    duration,
+    first: {
+      flags: firstFlags ?? (has & 0x400 ? trun.getUint32(pos + offsetOf(0x400)) : defaults.defaultFlags),
+      offset: has & 0x800 ? trun.getInt32(pos + offsetOf(0x800)) : 0,
+    },
+  };
 }
 
 function orNothing<T>(read: () => T | undefined): T | undefined {

@@ -1,35 +1,15 @@
 import { offlineSentence } from "../lib/words.ts";
 import { Backoff } from "./backoff.ts";
 import { steer } from "./edge.ts";
-import { canPlay, Feeder } from "./feeder.ts";
-import { keyframe, videoTrack, type VideoTrack } from "./fmp4.ts";
-import { parseMessage, subprotocol } from "./protocol.ts";
-
-export type LiveState =
-  | { kind: "connecting" }
-  | { kind: "live"; mime: string }
-  /** Connected, but nothing comes. */
-  | { kind: "waiting" }
-  | { kind: "offline"; cause: string }
-  | { kind: "retrying"; why: string }
-  /** The browser wants a tap before it plays. */
-  | { kind: "blocked" }
-  | { kind: "unsupported"; mime: string };
-
-/** Where the live picture is; throws OfflineError when there is none to see now, StartingError when there soon is. */
-export type Locate = (signal: AbortSignal) => Promise<string>;
-
-/** OfflineError says that asking again at once is of no use, and why. */
-export class OfflineError extends Error {}
-
-/** StartingError says that the stream is on its way. */
-export class StartingError extends Error {}
+import { Feeder, playable } from "./feeder.ts";
+import { timing, videoTrack, type VideoTrack } from "./fmp4.ts";
+import { dial } from "./link.ts";
+import { Relay } from "./relay.ts";
+import type { LiveState, Locate } from "./state.ts";
 
 const tickMs = 250;
 /** Chunks come every 200 ms; without any for this long the picture is not live. */
 const quietMs = 4_000;
-/** A socket that is silent for this long is dead, whatever TCP thinks. */
-const deadMs = 15_000;
 const maxFailures = 3;
 /** How often to ask for a stream that starts. */
 const startingMs = 1_000;
@@ -45,30 +25,39 @@ const settleMs = 2_000;
  */
 export class LivePlayer {
   readonly #video: HTMLVideoElement;
-  readonly #locate: Locate;
+  readonly #relay: Relay;
   readonly #notify: (s: LiveState) => void;
   readonly #stop = new AbortController();
 
   #state: LiveState = { kind: "connecting" };
-  #socket: WebSocket | undefined;
   #feeder: Feeder | undefined;
   #mime = "";
-  #initNext = false;
   #init: ArrayBuffer | undefined;
   #track: VideoTrack | undefined;
+  /** Decode time at which the fragments end that the feeder got, seconds. */
+  #edge: number | undefined;
   /** Set while fragments are left out until one that begins with a keyframe. */
   #awaitKey = false;
   /** In a row, without a live picture between. */
   #failures = 0;
-  #heard = 0;
   #settleUntil = 0;
   #lastTime = -1;
   #hurry: (() => void) | undefined;
 
   constructor(video: HTMLVideoElement, locate: Locate, notify: (s: LiveState) => void) {
     this.#video = video;
-    this.#locate = locate;
     this.#notify = notify;
+    const screen = {
+      playable,
+      begin: (mime: string, init: ArrayBuffer) => this.#begin(mime, init),
+      resume: () => this.#resume(),
+      jump: () => this.#jump(),
+      fragment: (data: ArrayBuffer) => this.#fragment(data),
+      offline: (cause: string) => this.#set({ kind: "offline", cause: offlineSentence(cause) }),
+      edge: () => this.#edge,
+      ahead: () => this.#ahead(),
+    };
+    this.#relay = new Relay(screen, locate, dial);
     const signal = this.#stop.signal;
     const timer = setInterval(() => this.#tick(), tickMs);
     signal.addEventListener("abort", () => clearInterval(timer));
@@ -79,7 +68,7 @@ export class LivePlayer {
 
   close(): void {
     this.#stop.abort();
-    this.#socket?.close();
+    this.#relay.close();
     this.#feeder?.close();
   }
 
@@ -94,14 +83,14 @@ export class LivePlayer {
   retryNow(): void {
     this.#hurry?.();
     // An offline socket that was not told of the return has lost touch.
-    if (this.#state.kind === "offline" && performance.now() - this.#heard > quietMs) this.#socket?.close();
+    if (this.#state.kind === "offline" && this.#quiet() > quietMs) this.#relay.close();
   }
 
   async #run(): Promise<void> {
     const backoff = new Backoff();
     while (!this.#stop.signal.aborted) {
       const began = performance.now();
-      const end = await this.#connection();
+      const end = await this.#relay.run(this.#stop.signal);
       if (this.#stop.signal.aborted) return;
       this.#set(end);
       await this.#pause(
@@ -114,63 +103,35 @@ export class LivePlayer {
     }
   }
 
-  /** One connection; resolves, when it has ended, to the state that this leaves. */
-  async #connection(): Promise<LiveState> {
-    let url: string;
-    try {
-      url = await this.#locate(this.#stop.signal);
-    } catch (err) {
-      if (err instanceof StartingError) return { kind: "connecting" };
-      const why = err instanceof Error ? err.message : String(err);
-      return err instanceof OfflineError ? { kind: "offline", cause: why } : { kind: "retrying", why };
-    }
-    if (this.#stop.signal.aborted) return this.#state;
-    return new Promise((resolve) => {
-      let end: LiveState | undefined;
-      const socket = new WebSocket(url, subprotocol);
-      this.#socket = socket;
-      socket.binaryType = "arraybuffer";
-      this.#initNext = false;
-      this.#heard = performance.now();
-      socket.onmessage = (e: MessageEvent<string | ArrayBuffer>) => {
-        this.#heard = performance.now();
-        if (typeof e.data !== "string") return this.#binary(e.data);
-        const m = parseMessage(e.data);
-        if (m?.type === "init") {
-          if (!canPlay(m.mime)) {
-            end = { kind: "unsupported", mime: m.mime };
-            return socket.close();
-          }
-          this.#mime = m.mime;
-          this.#initNext = true;
-        } else if (m?.type === "jump") {
-          this.#settle();
-          this.#feeder?.jump();
-        } else if (m?.type === "offline") {
-          this.#set({ kind: "offline", cause: offlineSentence(m.cause) });
-        }
-      };
-      socket.onclose = () => {
-        if (this.#socket === socket) this.#socket = undefined;
-        const lost: LiveState = { kind: "retrying", why: "The connection was lost." };
-        resolve(end ?? (this.#state.kind === "offline" ? this.#state : lost));
-      };
-    });
+  #begin(mime: string, init: ArrayBuffer): void {
+    this.#mime = mime;
+    this.#init = init;
+    this.#track = videoTrack(init);
+    this.#awaitKey = false;
+    this.#edge = undefined;
+    this.#settle();
+    if (this.#state.kind !== "live") this.#set({ kind: "connecting" });
+    this.#feed().init(mime, init);
   }
 
-  #binary(data: ArrayBuffer): void {
-    if (this.#initNext) {
-      this.#initNext = false;
-      this.#init = data;
-      this.#track = videoTrack(data);
-      this.#awaitKey = false;
-      this.#settle();
-      if (this.#state.kind !== "live") this.#set({ kind: "connecting" });
-      this.#feed().init(this.#mime, data);
-    } else if (!this.#awaitKey || !this.#track || keyframe(data, this.#track) !== undefined) {
-      this.#awaitKey = false;
-      this.#feeder?.fragment(data);
-    }
+  #resume(): void {
+    if (this.#state.kind === "live") return; // and nobody sees that anything happened
+    this.#settle();
+    this.#set({ kind: "connecting" });
+  }
+
+  #jump(): void {
+    this.#edge = undefined;
+    this.#settle();
+    this.#feeder?.jump();
+  }
+
+  #fragment(data: ArrayBuffer): void {
+    const t = this.#track && timing(data, this.#track);
+    if (this.#awaitKey && this.#track && t?.keyframe === undefined) return;
+    this.#awaitKey = false;
+    this.#edge = t?.end;
+    this.#feeder?.fragment(data);
   }
 
   /** The feeder outlives connections, so that the last picture stands while there is none. */
@@ -190,11 +151,12 @@ export class LivePlayer {
    */
   #recover(why: string): void {
     this.#feeder = undefined;
+    this.#edge = undefined;
     this.#failures++;
     if (!this.#init || this.#failures >= maxFailures) {
       this.#failures = 0;
       this.#set({ kind: "retrying", why });
-      this.#socket?.close();
+      this.#relay.close();
       return;
     }
     this.#set({ kind: "connecting" });
@@ -211,10 +173,19 @@ export class LivePlayer {
   #tick(): void {
     this.#steer();
     this.#observe();
-    const quiet = performance.now() - this.#heard;
-    if (this.#socket?.readyState !== WebSocket.OPEN || this.#state.kind === "offline") return;
-    if (quiet > deadMs) this.#socket.close();
-    else if (quiet > quietMs && this.#state.kind === "live") this.#set({ kind: "waiting" });
+    this.#relay.tick();
+    if (this.#relay.open && this.#quiet() > quietMs && this.#state.kind === "live") this.#set({ kind: "waiting" });
+  }
+
+  /** For how long nothing came. */
+  #quiet(): number {
+    return performance.now() - this.#relay.heard;
+  }
+
+  #ahead(): number {
+    const t = this.#video.currentTime;
+    const here = this.#feeder?.buffered().find((b) => b.start <= t && t <= b.end);
+    return here ? here.end - t : 0;
   }
 
   #steer(): void {
@@ -233,9 +204,7 @@ export class LivePlayer {
     const t = this.#video.currentTime;
     const moved = this.#lastTime >= 0 && t > this.#lastTime;
     this.#lastTime = this.#video.readyState >= HTMLMediaElement.HAVE_CURRENT_DATA && !this.#video.seeking ? t : -1;
-    const open = this.#socket?.readyState === WebSocket.OPEN;
-    const fresh = performance.now() - this.#heard < quietMs;
-    if (!moved || !open || !fresh || this.#state.kind === "offline") return;
+    if (!moved || !this.#relay.open || this.#quiet() >= quietMs || this.#state.kind === "offline") return;
     this.#failures = 0;
     this.#set({ kind: "live", mime: this.#mime });
   }

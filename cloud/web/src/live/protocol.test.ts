@@ -8,6 +8,8 @@ test("messages are read, and what is unknown or broken is ignored", () => {
   assert.deepEqual(parseMessage('{"type":"jump"}'), { type: "jump" });
   assert.deepEqual(parseMessage('{"type":"offline","cause":"c"}'), { type: "offline", cause: "c" });
   assert.deepEqual(parseMessage('{"type":"offline"}'), { type: "offline", cause: "" });
+  assert.deepEqual(parseMessage('{"type":"moved","url":"wss://w2/x"}'), { type: "moved", url: "wss://w2/x" });
+  assert.deepEqual(parseMessage('{"type":"moved"}'), { type: "moved", url: "" }, "ask the API");
   for (const bad of ["", "null", "3", "{}", '{"type":"init"}', '{"type":"init","mime":1}', '{"type":"new"}']) {
     assert.equal(parseMessage(bad), undefined, bad);
   }

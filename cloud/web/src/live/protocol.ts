@@ -8,7 +8,13 @@ export type Message =
   /** Fragments were skipped or time jumped; the next one begins with a keyframe. */
   | { type: "jump" }
   /** The stream ended; an "init" follows on this socket when it is back. */
-  | { type: "offline"; cause: string };
+  | { type: "offline"; cause: string }
+  /**
+   * The stream goes on, or soon will, at another worker: at this URL, or, where
+   * it is empty, at the one that the API names. What the agent still brings here
+   * is shown here.
+   */
+  | { type: "moved"; url: string };
 
 /** parseMessage gives undefined for what this version does not know. */
 export function parseMessage(text: string): Message | undefined {
@@ -26,6 +32,8 @@ export function parseMessage(text: string): Message | undefined {
       return { type: "jump" };
     case "offline":
       return { type: "offline", cause: "cause" in m && typeof m.cause === "string" ? m.cause : "" };
+    case "moved":
+      return { type: "moved", url: "url" in m && typeof m.url === "string" ? m.url : "" };
   }
   return undefined;
 }

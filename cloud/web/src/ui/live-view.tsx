@@ -3,7 +3,8 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import * as api from "../api/client.ts";
 import type { Channel } from "../api/types.ts";
 import { codecName, hasSound, startable, stateWords } from "../lib/words.ts";
-import { LivePlayer, OfflineError, StartingError, type LiveState } from "../live/player.ts";
+import { LivePlayer } from "../live/player.ts";
+import { OfflineError, StartingError, type LiveState } from "../live/state.ts";
 import { Fullscreen, Muted, NoPicture, Play, Sound } from "./icons.tsx";
 
 /** Conflict, gone or not streaming now: there is a cause, and no hurry. */

@@ -3,7 +3,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import * as api from "../api/client.ts";
 import type { Recording } from "../api/types.ts";
 import { at } from "../lib/timeline.ts";
-import { codecName } from "../lib/words.ts";
+import { codecName, spellings } from "../lib/words.ts";
 import { NoPicture } from "./icons.tsx";
 
 /** A second failure this soon after a fresh URL is not the URL's fault. */
@@ -83,5 +83,6 @@ export function Playback(props: { channel: string; recording: Recording; onEnded
 }
 
 function plays(codecs: string): boolean {
-  return codecs === "" || document.createElement("video").canPlayType(`video/mp4; codecs="${codecs}"`) !== "";
+  const video = document.createElement("video");
+  return codecs === "" || spellings(codecs).some((c) => video.canPlayType(`video/mp4; codecs="${c}"`) !== "");
 }
