@@ -150,6 +150,17 @@ BENCH_FLAT ?= 30m
 bench-worker: setup build ## CPU and memory of a worker against ffmpeg and rclone: about 40 minutes (BENCH_FLAT), or it fails
 	@export BENCH_WORKER=1 BENCH_FLAT=$(BENCH_FLAT); $(call e2e-test,-run '^TestWorkerBench$$' -timeout 90m,./cloud/e2e)
 
+# BENCH_SCALE_CHURN is how long workers come and go, such as 5m.
+BENCH_SCALE_CHURN ?= 30m
+.PHONY: bench-scale
+bench-scale: setup build ## 60 streams on three workers that are drained, killed and started: about 40 minutes (BENCH_SCALE_CHURN), or it fails
+	@export BENCH_SCALE=1 BENCH_SCALE_CHURN=$(BENCH_SCALE_CHURN); $(call e2e-test,-run '^TestScaleBench$$' -timeout 120m,./cloud/e2e)
+
+# BENCH_SCALE_CHURN=30m: workers are killed, drained and started for so long beside.
+.PHONY: bench-scale
+bench-scale: setup build ## 60 streams on three workers, drained and killed; assignments: some minutes, or it fails
+	@export BENCH_SCALE=1; $(call e2e-test,-run '^TestScaleBench$$' -timeout 60m,./cloud/e2e)
+
 .PHONY: fuzz
 fuzz: ## run every fuzzer for FUZZTIME (5s)
 	@go list ./... | grep -v /node_modules/ | while read -r pkg; do \

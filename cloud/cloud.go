@@ -87,6 +87,9 @@ type Config struct {
 	// WorkerDir is where open recordings are kept, best on tmpfs; below Data by default.
 	WorkerDir   string
 	WorkerBytes int64
+	// Mirror is where the live streams are published to by RTSP as well, such as
+	// rtsp://127.0.0.1:8554/{channel}; empty: nowhere. It may have a user and password.
+	Mirror string
 	// DrainFor is how long a worker that is told to end waits at most until its
 	// streams are at other workers: 100 s.
 	DrainFor time.Duration
@@ -257,7 +260,7 @@ func (c *Cloud) open(ctx context.Context) (err error) {
 		}
 	}
 	if c.cfg.Roles.Has(RoleWorker) {
-		if err := c.openWorker(); err != nil {
+		if err := c.openWorker(ctx); err != nil {
 			return err
 		}
 	}

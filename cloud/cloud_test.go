@@ -59,6 +59,8 @@ func TestNewFailsCleanly(t *testing.T) {
 		"bad rclone remote": {func(c *cloud.Config) {
 			c.Uploader, c.RcloneProgram, c.RcloneRemote = "rclone", "rclone", ":s3,secret_access_key=x:b"
 		}, "VMS_RCLONE_REMOTE"},
+		"bad mirror":          {func(c *cloud.Config) { c.Mirror = "rtsp://me:secret@h/all" }, "{channel}"},
+		"no cluster key":      {func(c *cloud.Config) { c.ClusterKeyFile = "missing" }, "cluster key"},
 		"database is rubbish": {func(c *cloud.Config) { c.Data = rubbish(t) }, "database"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -68,7 +70,7 @@ func TestNewFailsCleanly(t *testing.T) {
 			if err == nil {
 				t.Fatalf("New opened %s", c.URL())
 			}
-			if !strings.Contains(err.Error(), tt.says) {
+			if !strings.Contains(err.Error(), tt.says) || strings.Contains(err.Error(), "secret@") {
 				t.Errorf("New = %q, want it to say %q", err, tt.says)
 			}
 			if c != nil {

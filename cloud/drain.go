@@ -20,36 +20,13 @@ const (
 	nvrAway = 10 * time.Second
 )
 
-// load is what the worker says of itself with each heartbeat.
-func (c *Cloud) load() (l vms.WorkerLoad) {
-	if w, ok := any(c.worker).(interface{ Load() vms.WorkerLoad }); ok {
-		l = w.Load()
-	}
-	l.Draining = l.Draining || c.draining.Load()
-	return l
-}
-
-// beatLoad is load as the NVR hears it.
-func (c *Cloud) beatLoad() vms.WorkerLoad {
-	l := c.load()
+// load is what the NVR hears of the worker with each heartbeat.
+func (c *Cloud) load() vms.WorkerLoad {
+	l := c.worker.Load()
 	if l.Draining {
 		c.told.set()
 	}
 	return l
-}
-
-// moved tells viewers where the picture is now.
-func (c *Cloud) moved(ch vms.ChannelID, liveURL string) {
-	if w, ok := any(c.worker).(interface{ Moved(vms.ChannelID, string) }); ok {
-		w.Moved(ch, liveURL)
-	}
-}
-
-// relinked tells the NVR once more what is here: it may have been started again.
-func (c *Cloud) relinked(ctx context.Context) {
-	if w, ok := any(c.worker).(interface{ Relinked(context.Context) }); ok {
-		w.Relinked(ctx)
-	}
 }
 
 // orderDrain is the NVR's order to get rid of the streams. It does not wait.
@@ -63,24 +40,29 @@ func (c *Cloud) orderDrain() {
 func (c *Cloud) drain(ctx context.Context) bool {
 	begun := time.Now()
 	c.draining.Store(true)
-	c.log.Info("worker drains", "lanes", c.load().Lanes)
-	if c.link == nil || c.link.Up() {
-		select { // also without streams: the NVR must give it none now, nor take it for lost
+	c.worker.Drain(ctx)
+	c.announce(ctx)
+	if ctx.Err() != nil {
+		return false
+	}
+	c.log.Info("worker has no streams any more", "took", time.Since(begun).Round(time.Millisecond))
+	return true
+}
+
+// announce waits until the NVR has heard that the worker drains, if it is there,
+// also without streams: it must give it none now, nor take it for lost.
+func (c *Cloud) announce(ctx context.Context) {
+	t := time.NewTicker(heartbeat / 20)
+	defer t.Stop()
+	for c.link == nil || c.link.Up() {
+		select {
 		case <-c.told.ch:
+			return
 		case <-ctx.Done():
+			return
+		case <-t.C:
 		}
 	}
-	for ctx.Err() == nil {
-		if w, ok := any(c.worker).(interface{ Drain(context.Context) }); ok {
-			w.Drain(ctx)
-		}
-		if c.load().Lanes == 0 && ctx.Err() == nil {
-			c.log.Info("worker has no streams any more", "took", time.Since(begun).Round(time.Millisecond))
-			return true
-		}
-		retry.Sleep(ctx, heartbeat) // it gives up before we do
-	}
-	return false
 }
 
 // drained returns when the worker's work is to end: after a drain because ctx has
@@ -116,7 +98,7 @@ func (c *Cloud) drained(ctx, rest context.Context) {
 		watch.Go(func() { c.giveUp(limited, cancel) })
 	}
 	if !c.drain(limited) && rest.Err() == nil {
-		c.log.Warn("worker ends before all its streams are elsewhere; their hubs bring what is missing", "lanes", c.load().Lanes)
+		c.log.Warn("worker ends before all its streams are elsewhere; their hubs bring what is missing", "lanes", c.worker.Load().Lanes)
 	}
 }
 

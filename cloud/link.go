@@ -80,10 +80,10 @@ func (c *Config) findStoreKeys() error {
 func (c *Cloud) openLink(info vms.WorkerInfo) (err error) {
 	c.link, err = nvrlink.NewClient(nvrlink.ClientConfig{
 		URL: c.cfg.NVRURL, Key: c.clusterKey, Info: info, Log: c.log,
-		Load:     c.beatLoad,
-		OnUp:     c.relinked,
+		Load:     c.load, // the worker is made after this, and nothing is called before Run
+		OnUp:     func(ctx context.Context) { c.worker.Relinked(ctx) },
 		OnRevoke: func(sids []vms.SID) { c.worker.Revoke(sids) },
-		OnMoved:  c.moved,
+		OnMoved:  func(ch vms.ChannelID, liveURL string) { c.worker.Moved(ch, liveURL) },
 		OnDrain:  c.orderDrain,
 		OnKeys: func(keys []ed25519.PublicKey) {
 			if err := c.tickets.use(keys); err != nil {

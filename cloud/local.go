@@ -20,7 +20,7 @@ var _ nvr.WorkerLink = (*localLink)(nil)
 func (l *localLink) Revoke(sids []vms.SID) { l.worker.Revoke(sids) }
 
 // Moved implements nvr.WorkerLink.
-func (l *localLink) Moved(ch vms.ChannelID, liveURL string) { (*Cloud)(l).moved(ch, liveURL) }
+func (l *localLink) Moved(ch vms.ChannelID, liveURL string) { l.worker.Moved(ch, liveURL) }
 
 // Drain implements nvr.WorkerLink.
 func (l *localLink) Drain() { (*Cloud)(l).orderDrain() }
@@ -33,7 +33,7 @@ func (c *Cloud) beat(ctx context.Context) error {
 	t := time.NewTicker(heartbeat)
 	defer t.Stop()
 	for {
-		c.nvr.WorkerAlive(c.info.ID, c.info.Instance, c.beatLoad())
+		c.nvr.WorkerAlive(c.info.ID, c.info.Instance, c.load())
 		select {
 		case <-ctx.Done():
 			return nil

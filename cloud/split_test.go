@@ -127,6 +127,19 @@ func TestSplit(t *testing.T) {
 	if metrics, _ := page(t, w.url+"/metrics"); !strings.Contains(metrics, "vms_worker_lanes 0\n") || strings.Contains(metrics, "vms_nvr_") {
 		t.Errorf("metrics of the worker:\n%s", metrics)
 	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.url+"/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Host = "rebound.example"
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusMisdirectedRequest {
+		t.Errorf("metrics under a foreign name: %s", resp.Status)
+	}
 	for _, path := range []string{"/push/v1", "/live/v1/mse"} {
 		if text, _ := page(t, n.url+path); text != "not found\n" {
 			t.Errorf("an NVR without a worker has %s: %q", path, text)
@@ -180,12 +193,55 @@ func TestSplit(t *testing.T) {
 		t.Errorf("it is %s %s, was %s %s", again.ID, again.Instance, id, list[0].Instance)
 	}
 
-	// Drained over the API it ends by itself.
+	// Drained over the API it ends by itself, when the last lane is over.
+	push := func(ch vms.ChannelID) (*websocket.Conn, *http.Response, error) {
+		t.Helper()
+		signer, err := token.NewSigner(ed25519.NewKeyFromSeed(seed))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ticket, err := signer.SignPush(token.Push{Worker: id, Channel: ch, SID: "sid", Hub: "hub", Generation: 1, Expires: time.Now().Add(time.Minute)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return websocket.Dial(t.Context(), strings.Replace(w.url, "http", "ws", 1)+"/push/v1", &websocket.DialOptions{
+			Subprotocols: []string{wire.PushProtocol}, HTTPHeader: http.Header{"Authorization": {"Bearer " + ticket}},
+		})
+	}
+	lane, _, err := push("ch")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lane.SetReadLimit(-1)
+	defer lane.CloseNow()
+	if err := lane.Write(t.Context(), websocket.MessageText, []byte(`{"type":"hello","lane":"live"}`)); err != nil {
+		t.Fatal(err)
+	}
+	if m := read(t, lane); m["type"] != "welcome" {
+		t.Fatalf("lane: %v", m)
+	}
 	if _, err := cloud.DrainWorker(t.Context(), n.url, ncfg.Data, "worker_none"); err == nil || !strings.Contains(err.Error(), "worker_none") {
 		t.Errorf("drain of nobody: %v", err)
 	}
 	if drained, err := cloud.DrainWorker(t.Context(), n.url, ncfg.Data, string(id)); err != nil || drained.State != "draining" {
 		t.Errorf("drain: %+v, %v", drained, err)
+	}
+	eventually(t, "it is not ready", func() bool {
+		status, _ := checks(w.url)
+		return status == http.StatusServiceUnavailable
+	})
+	if c, resp, err := push("other"); err == nil || resp == nil || resp.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("a worker that drains takes a stream: %v, %v", c, err)
+	}
+	eventually(t, "the lane is seen at the NVR", func() bool {
+		l := workers()
+		return len(l) == 1 && l[0].State == "draining" && l[0].Load.Lanes == 1
+	})
+	if err := lane.Write(t.Context(), websocket.MessageText, []byte(`{"type":"end","epoch":"0123456789abcdef","seq":1,"cause":"stopped"}`)); err != nil {
+		t.Fatal(err)
+	}
+	if err := lane.Close(websocket.StatusNormalClosure, "done"); err != nil {
+		t.Fatal(err)
 	}
 	select {
 	case <-w.done:

@@ -133,7 +133,7 @@ func newWorkerID(host string) vms.WorkerID {
 
 // openWorker makes the worker of this process. In an all-in-one its line to the
 // NVR is plain calls, else a WebSocket.
-func (c *Cloud) openWorker() error {
+func (c *Cloud) openWorker(ctx context.Context) error {
 	info := vms.WorkerInfo{Zone: c.cfg.Zone, Version: c.cfg.Version, Capacity: c.cfg.Capacity}
 	var err error
 	if info.ID, err = c.workerID(); err != nil {
@@ -146,7 +146,8 @@ func (c *Cloud) openWorker() error {
 		return err
 	}
 	cfg := worker.Config{
-		ID: info.ID, Dir: c.workerDir(), DirBytes: c.cfg.WorkerBytes, Store: uploads{c.uploads},
+		ID: info.ID, Dir: c.workerDir(), DirBytes: c.cfg.WorkerBytes, Capacity: c.cfg.Capacity, Store: uploads{c.uploads},
+		Mirror:    c.cfg.Mirror,
 		CheckPush: func(t string) (token.Push, error) { return c.tickets.verifier().VerifyPush(t, info.ID, time.Now()) },
 		CheckView: func(t string) (token.View, error) { return c.tickets.verifier().VerifyView(t, info.ID, time.Now()) },
 		Log:       c.log, Metrics: c.metrics,
@@ -164,10 +165,14 @@ func (c *Cloud) openWorker() error {
 	}
 	info.Instance = c.worker.Instance()
 	c.info = info
-	if c.nvr != nil {
-		return c.nvr.WorkerUp(info, (*localLink)(c))
+	if c.nvr == nil {
+		c.link.SetInstance(info.Instance)
+		return nil
 	}
-	c.link.SetInstance(info.Instance)
+	if err := c.nvr.WorkerUp(info, (*localLink)(c)); err != nil {
+		return err
+	}
+	c.worker.Relinked(ctx)
 	return nil
 }
 

@@ -35,6 +35,7 @@ type follower struct {
 // showing is one message with pictures that were not shown before.
 type showing struct {
 	at       time.Time
+	last     uint64 // number of the newest
 	pictures int
 	missed   int // before these
 }
@@ -280,7 +281,7 @@ func (v *follower) show(data []byte) {
 		if len(v.shown) > 0 || s.pictures > 0 {
 			s.missed += int(n - v.last - 1)
 		}
-		v.last = n
+		v.last, s.last = n, n
 		s.pictures++
 	}
 	if s.pictures > 0 {
@@ -294,6 +295,22 @@ func (v *follower) sees() bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return len(v.shown) > 0
+}
+
+// saw returns when the first picture came that the camera sent after since, and
+// false when none has come yet.
+func (v *follower) saw(src *source, since time.Time) (time.Time, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, s := range v.shown {
+		if s.at.Before(since) {
+			continue
+		}
+		if at, ok := src.sentAt(s.last); ok && at.After(since) {
+			return s.at, true
+		}
+	}
+	return time.Time{}, false
 }
 
 // counts returns how often the viewer went over to another worker, and how

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
@@ -93,6 +94,7 @@ type source struct {
 type sentUnit struct {
 	pts  time.Duration // media time, one clock for picture and sound
 	at   time.Time     // when it went
+	no   uint64        // its number
 	sum  unitSum
 	sets [][]byte // parameter sets in it
 	pcm  []byte   // of sound without compression: the samples, as ffmpeg's s16le or s32le
@@ -127,7 +129,7 @@ func (s *source) add(u camtest.Sent) {
 		s.others++
 		return
 	}
-	out := sentUnit{pts: u.PTS, at: u.At}
+	out := sentUnit{pts: u.PTS, at: u.At, no: u.Number}
 	kind := "v"
 	switch {
 	case !u.Video && s.media.AudioCodec != "aac":
@@ -148,6 +150,17 @@ func (s *source) count(kind string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.sent[kind])
+}
+
+// sentAt is when a picture was sent; false: it was not.
+func (s *source) sentAt(number uint64) (time.Time, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i, ok := slices.BinarySearchFunc(s.sent["v"], number, func(u sentUnit, n uint64) int { return cmp.Compare(u.no, n) })
+	if !ok {
+		return time.Time{}, false
+	}
+	return s.sent["v"][i].at, true
 }
 
 // sumNALs is the hash of an access unit without parameter sets and delimiters,

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,16 +20,19 @@ import (
 // are started: what the stack calls the cloud is the NVR.
 type splitStack struct {
 	*stack
+	hubs    []*stack     // the same cloud, each with a hub of its own; the first is the stack itself
 	store   *objectStore // the NVR's embedded one, past every fault
 	workers []*workerNode
 	faults  bool
 	args    []string
+	ended   sync.Once
 }
 
 // splitOptions are what a split stack has beyond a plain one.
 type splitOptions struct {
 	stackOptions
 	workers int // that are started with it
+	hubs    int // 1 by default
 	// faults: a chaos proxy stands between each worker and the NVR, the store and
 	// the hubs.
 	faults     bool
@@ -52,13 +56,15 @@ func startSplit(t testing.TB, o splitOptions) *splitStack {
 	s := &splitStack{stack: startStack(t, o.stackOptions), faults: o.faults, args: o.workerArgs}
 	s.store = &objectStore{bucket: "vms-recordings", url: "http://" + s3, key: s.secret("s3-access-key"), secret: s.secret("s3-secret-key")}
 	s.store.connect(t)
-	t.Cleanup(func() { // before the workers, which would look for others to take its streams
-		s.agent.signal(syscall.SIGTERM)
-		select {
-		case <-s.agent.done:
-		case <-time.After(20 * time.Second): // the agent's own clean-up complains
+	s.hubs = []*stack{s.stack}
+	for i := 1; i < o.hubs; i++ {
+		hub := &stack{
+			t: t, data: s.data, url: s.url, token: s.token, cloud: s.cloud, recording: s.recording,
+			hubDir: filepath.Join(s.data, "hub-"+strconv.Itoa(i+1)),
 		}
-	})
+		hub.addHub(o.stackOptions, s.url)
+		s.hubs = append(s.hubs, hub)
+	}
 	for range o.workers {
 		s.addWorker()
 	}
@@ -83,10 +89,42 @@ func (s *splitStack) addWorker() *workerNode {
 		"-listen", address, "-public-url", "http://" + public,
 	}, s.args...)
 	w.program = startProgram(s.t, "vms-cloud", nil, args...)
-	s.t.Cleanup(func() { w.signal(syscall.SIGCONT) })
 	s.workers = append(s.workers, w)
+	s.t.Cleanup(s.endAll) // before anything else ends
 	s.up(w)
 	return w
+}
+
+// endAll ends the hubs, then the workers, which would look for others to take
+// what the hubs have.
+func (s *splitStack) endAll() {
+	s.ended.Do(func() {
+		for _, h := range s.hubs {
+			h.agent.signal(syscall.SIGTERM)
+		}
+		for _, h := range s.hubs {
+			within(h.agent, 20*time.Second) // else the agent's own clean-up complains
+		}
+		for _, w := range s.workers {
+			w.signal(syscall.SIGCONT)
+			w.signal(syscall.SIGTERM)
+		}
+		for _, w := range s.workers {
+			if !within(w.program, 3*time.Second) {
+				w.signal(syscall.SIGTERM) // what a test that failed has left is not waited for
+			}
+		}
+	})
+}
+
+// within reports whether a program ends in time.
+func within(p *program, d time.Duration) bool {
+	select {
+	case <-p.done:
+		return true
+	case <-time.After(d):
+		return false
+	}
 }
 
 // up waits until a worker takes streams.
@@ -110,12 +148,10 @@ func (s *splitStack) again(w *workerNode) {
 }
 
 // drained waits until a worker that was told to drain has ended as promised.
-func (s *splitStack) drained(w *workerNode, within time.Duration) {
+func (s *splitStack) drained(w *workerNode, limit time.Duration) {
 	s.t.Helper()
-	select {
-	case <-w.done:
-	case <-time.After(within):
-		s.t.Fatalf("worker %s did not end within %v: %+v", w.id, within, s.workerList()[w.id])
+	if !within(w.program, limit) {
+		s.t.Fatalf("worker %s did not end within %v: %+v", w.id, limit, s.workerList()[w.id])
 	}
 	if code := w.cmd.ProcessState.ExitCode(); code != 0 {
 		text, _ := w.out.get()
@@ -195,12 +231,12 @@ type bucketWatch struct {
 	stop context.CancelFunc
 	done chan struct{}
 
-	mu    sync.Mutex
+	// Of its goroutine, until done.
 	seen  map[string]string
 	wrong []string
 }
 
-// watchBucket ends with t, and fails it when an object was changed or vanished.
+// watchBucket begins a watch that ends with t at the latest.
 func (s *splitStack) watchBucket(every time.Duration) *bucketWatch {
 	ctx, stop := context.WithCancel(context.Background())
 	b := &bucketWatch{stop: stop, done: make(chan struct{}), seen: make(map[string]string)}
@@ -214,7 +250,7 @@ func (s *splitStack) watchBucket(every time.Duration) *bucketWatch {
 			}
 		}
 	}()
-	s.t.Cleanup(b.check(s.t))
+	s.t.Cleanup(func() { b.end() })
 	return b
 }
 
@@ -226,8 +262,6 @@ func (b *bucketWatch) look(ctx context.Context, store *objectStore) {
 		}
 		now[o.Key] = fmt.Sprintf("%d bytes, written at %s", o.Size, o.Modified.Format(time.RFC3339Nano))
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	for key, was := range b.seen {
 		if is := now[key]; is != was {
 			b.wrong = append(b.wrong, fmt.Sprintf("object %s was %s, and is %q", key, was, is))
@@ -236,13 +270,10 @@ func (b *bucketWatch) look(ctx context.Context, store *objectStore) {
 	b.seen = now
 }
 
-// check returns what ends the watch and says what it saw.
-func (b *bucketWatch) check(t testing.TB) func() {
-	return func() {
-		b.stop()
-		<-b.done
-		for _, w := range b.wrong {
-			t.Error(w)
-		}
-	}
+// end ends the watch, and returns what it saw of objects that were changed or
+// vanished.
+func (b *bucketWatch) end() []string {
+	b.stop()
+	<-b.done
+	return b.wrong
 }

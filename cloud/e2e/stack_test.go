@@ -246,40 +246,55 @@ func startStack(t testing.TB, o stackOptions) *stack {
 		t.Fatal(err)
 	}
 	s.token = strings.TrimSpace(string(token))
+	s.hubDir = filepath.Join(s.data, "hub")
+	s.addHub(o, public)
+	return s
+}
+
+// addHub enrols the stack's hub at a cloud's public address, and starts its agent.
+func (s *stack) addHub(o stackOptions, public string) {
+	s.t.Helper()
 	var made struct {
 		ID   string `json:"id"`
 		Code string `json:"enrolment_code"`
 	}
 	s.call("POST", "/hubs", map[string]string{"name": "test hub"}, &made)
 	s.hub = made.ID
-	s.hubDir = filepath.Join(s.data, "hub")
 	if out, err := exec.Command(filepath.Join(bin, "vms-agent"), "-data", s.hubDir, "enroll", public, made.Code).CombinedOutput(); err != nil {
-		t.Fatalf("enroll: %v\n%s", err, out)
+		s.t.Fatalf("enroll: %v\n%s", err, out)
 	}
 	key, err := os.ReadFile(filepath.Join(s.hubDir, "lan-key"))
 	if err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
 	s.lanKey = strings.TrimSpace(string(key))
 	if o.enrolled != nil {
 		o.enrolled(s)
 	}
-	address := freePort(t)
+	address := freePort(s.t)
 	s.agentURL = "http://" + address
 	s.agentArgs = append([]string{"-data", s.hubDir, "-listen", address}, o.agentArgs...)
-	s.agent = startProgram(t, "vms-agent", o.agentEnv, s.agentArgs...)
+	s.agent = startProgram(s.t, "vms-agent", o.agentEnv, s.agentArgs...)
 	s.eventually(20*time.Second, "the hub is online", s.online)
-	return s
 }
 
 // online reports whether the cloud sees the hub.
 func (s *stack) online() bool {
 	var list struct {
 		Hubs []struct {
-			Online bool `json:"online"`
+			ID     string `json:"id"`
+			Online bool   `json:"online"`
 		} `json:"hubs"`
 	}
-	return s.try("GET", "/hubs", nil, &list) == nil && len(list.Hubs) == 1 && list.Hubs[0].Online
+	if s.try("GET", "/hubs", nil, &list) != nil {
+		return false
+	}
+	for _, h := range list.Hubs {
+		if h.ID == s.hub {
+			return h.Online
+		}
+	}
+	return false
 }
 
 // try calls the REST API.
@@ -480,7 +495,13 @@ func download(t testing.TB, r recording, path string) {
 // and returns its timeline.
 func (s *stack) settled(ch vms.ChannelID) timeline {
 	s.t.Helper()
-	s.eventually(40*time.Second, "the hub has brought everything", func() bool {
+	return s.settledWithin(ch, 40*time.Second)
+}
+
+// settledWithin is settled of a hub that may have more to bring.
+func (s *stack) settledWithin(ch vms.ChannelID, within time.Duration) timeline {
+	s.t.Helper()
+	s.eventually(within, "the hub has brought everything", func() bool {
 		_, running := s.stream(ch)
 		return !running
 	})

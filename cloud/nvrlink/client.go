@@ -190,12 +190,11 @@ func (c *Client) obey(ctx context.Context) {
 var errWrongKey = errors.New("the NVR has another cluster key than this worker: start both with the same cluster key file (-cluster-key-file, VMS_CLUSTER_KEY_FILE)")
 
 // errRefused is the answer of an NVR that does not want this worker.
-type errRefused struct{ error }
+type errRefused struct{ *told }
 
-func (e errRefused) Unwrap() error { return e.error }
 func (e errRefused) Error() string {
-	s := "the NVR does not take this worker: " + e.error.Error()
-	if errors.Is(e.error, vms.ErrConflict) {
+	s := "the NVR does not take this worker: " + e.detail
+	if errors.Is(e.kind, vms.ErrConflict) {
 		s += "; give each worker an id of its own (-worker-id)"
 	}
 	return s

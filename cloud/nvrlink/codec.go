@@ -141,7 +141,7 @@ type told struct {
 }
 
 // errorOf is the way back from wordOf. A word of a newer peer is "try again".
-func errorOf(word, detail string) error {
+func errorOf(word, detail string) *told {
 	for _, p := range problems {
 		if word == p.word {
 			return &told{p.kind, detail}

@@ -202,3 +202,23 @@ func TestTheNVRIsNotAskedInVain(t *testing.T) {
 		a.hangUp()
 	})
 }
+
+// TestWhatOverlapsIsNotStoredAsAWhole: what follows is in a recording that has
+// some of this one, too. It is stored as a part, and its janitor will see.
+func TestWhatOverlapsIsNotStoredAsAWhole(t *testing.T) {
+	cs := tape(t, 1, 1, 15, 300)
+	inBubble(t, func(r *rig) {
+		other := vms.Recording{Key: "recordings/ch/other", Channel: "ch", Chunks: span(1, 14, 20)}
+		r.nvr.set(func(n *nvr) { n.rows = map[string]vms.Recording{other.Key: other} })
+		back := r.open(r.ticket("ch", 1), vms.LaneBackfill, 1)
+		back.init(1, 1)
+		back.chunks(cs[10:15]...)
+		time.Sleep(5 * time.Minute)
+		r.store.expect(t, span(1, 11, 15))
+		if r.nvr.parts() != 1 {
+			t.Errorf("%d parts", r.nvr.parts())
+		}
+		back.isDurable(span(1, 11, 20))
+		back.hangUp()
+	})
+}

@@ -18,12 +18,15 @@ type audit struct {
 	asking bool
 	next   time.Time // not asked again before
 	done   bool
-	shared bool // a whole recording has some of it, and other chunks
+	// away: its agent has lost it, and may have gone on with it elsewhere.
+	away bool
+	// shared: a whole recording has some of it, and other chunks, or will.
+	shared bool
 }
 
 // suspect reports whether r has to be audited.
 func (s *stream) suspect(r *recording) bool {
-	return !r.audit.done && (r.gen == 0 || s.generation() > r.gen && !s.seg.Seen(r.open))
+	return !r.audit.done && (r.gen == 0 || r.audit.away || s.generation() > r.gen && !s.seg.Seen(r.open))
 }
 
 // complete stores r, of which nothing will follow, once that is known to be right.
@@ -47,13 +50,13 @@ func (s *stream) ask(r *recording) {
 		return
 	}
 	r.audit.asking = true
-	c, found := r.open.Chunks, r.found
+	c, found, away := r.open.Chunks, r.found, r.audit.away
 	s.w.jobs.Go(func() {
 		ctx, cancel := context.WithTimeout(s.w.work, restoreWait)
 		defer cancel()
 		wholes, err := s.w.cfg.NVR.Wholes(ctx, s.ch, c)
 		var rows []vms.Recording
-		if err == nil && found {
+		if err == nil && (found || away) {
 			rows, err = s.w.rows(ctx, s.ch, []vms.Epoch{c.Epoch})
 		}
 		s.mu.Lock()
@@ -69,9 +72,12 @@ func (s *stream) ask(r *recording) {
 			}
 			return
 		}
-		if found {
+		r.asked = true
+		if found || away {
 			r.found = false
 			r.partsOf(rows)
+		}
+		if found && !away {
 			s.merge(c.Epoch, rows)
 		}
 		s.audited(r, c, wholes)
@@ -106,6 +112,11 @@ func (s *stream) audited(r *recording, c vms.ChunkRange, wholes []vms.ChunkRange
 		all.Add(x)
 		r.audit.shared = r.audit.shared || !c.Contains(x)
 	}
+	if r.audit.away && len(wholes) == 0 {
+		// Who has some of it has not closed that, and may have more. What it does
+		// with it is the same: without the agent, it makes parts of it.
+		r.audit.shared = true
+	}
 	r.audit.done = r.audit.done || r.audit.shared
 	switch {
 	case all.Covers(c) && r.open.Chunks == c:
@@ -113,7 +124,7 @@ func (s *stream) audited(r *recording, c vms.ChunkRange, wholes []vms.ChunkRange
 		s.acknowledge(c)
 		s.leave(r)
 	case r.audit.shared:
-		s.w.cfg.Log.Warn("another worker has stored some of the recording: it stays in parts", "channel", s.ch, "chunks", c.String())
+		s.w.cfg.Log.Warn("another worker has, or may have, more of the recording: it stays in parts", "channel", s.ch, "chunks", c.String())
 	}
 }
 

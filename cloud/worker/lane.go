@@ -138,7 +138,11 @@ func (l *lane) take(c *vms.Chunk, asked bool) (f *fetch, kept bool, err error) {
 		}
 	}
 	st.endWhy = ""
-	return nil, l.kind == vms.LaneLive && s.live.Publish(init, c, !preview), nil
+	if l.kind != vms.LaneLive {
+		return nil, false, nil
+	}
+	s.w.mirror.Publish(s.ch, init, c)
+	return nil, s.live.Publish(init, c, !preview), nil
 }
 
 // record puts a chunk where the agent's stamps say, and reports whether it was new.
@@ -239,7 +243,7 @@ func (l *lane) End(m *wire.End) error {
 	if e := st.pos.Epoch(); e == 0 || e == m.Epoch && !st.pos.Past(m.Epoch, m.Seq) { // not said again, of a pause before
 		st.endWhy = cmp.Or(m.Cause, "ended")
 		if l.kind == vms.LaneLive {
-			s.live.Offline(st.endWhy)
+			s.offline(st.endWhy)
 		}
 	}
 	return s.settle()

@@ -24,12 +24,18 @@ func (w *Worker) register(m *obs.Registry) {
 	}
 	gauge("vms_worker_tmpfs_bytes", "Bytes of recordings in the worker's directory.", func() float64 { return float64(w.dir.used.Load()) })
 	gauge("vms_worker_tmpfs_limit_bytes", "What vms_worker_tmpfs_bytes may become: the configured limit, or less when the file system is full.", func() float64 { return float64(w.dir.most.Load()) })
-	gauge("vms_worker_tmpfs_full", "1: the worker's directory is full, agents get no credit.", func() float64 {
-		if w.tmpfsFull() {
-			return 1
-		}
-		return 0
-	})
+	flag := func(name, help string, f func() bool) {
+		gauge(name, help, func() float64 {
+			if f() {
+				return 1
+			}
+			return 0
+		})
+	}
+	flag("vms_worker_tmpfs_full", "1: the worker's directory is full, agents get no credit.", w.tmpfsFull)
+	flag("vms_worker_overloaded", "1: the worker should get no new streams.", func() bool { return w.Load().Overloaded })
+	flag("vms_worker_draining", "1: the worker takes no new streams, and waits to be rid of those it has.", w.draining.Load)
+	gauge("vms_worker_streams", "Streams that have a lane, or had one a short while ago.", func() float64 { return float64(w.load.running.Load()) })
 	gauge("vms_worker_open_recordings", "Recordings that are not complete.", func() float64 { return float64(w.open()) })
 
 	gauge("vms_worker_lanes", "Connections of agents.", func() float64 { return float64(w.ingest.Conns()) })
@@ -65,8 +71,9 @@ func (w *Worker) open() (n int) {
 	return n
 }
 
-// showLags notes how old the oldest chunk of each stream is that is not durable.
-func (w *Worker) showLags(now time.Time) {
+// showLags notes how old the oldest chunk of each stream is that is not durable,
+// and returns how old the oldest one of all is.
+func (w *Worker) showLags(now time.Time) (worst time.Duration) {
 	streams := w.all()
 	known := make(map[vms.ChannelID]bool, len(streams))
 	for _, s := range streams {
@@ -81,6 +88,7 @@ func (w *Worker) showLags(now time.Time) {
 			lag = now.Sub(t)
 		}
 		g.Set(max(0, lag.Seconds()))
+		worst = max(worst, lag)
 	}
 	for ch := range w.lags.shown {
 		if !known[ch] {
@@ -88,6 +96,7 @@ func (w *Worker) showLags(now time.Time) {
 			w.lags.vec.Delete(string(ch))
 		}
 	}
+	return worst
 }
 
 // oldest is when the oldest chunk came that is not durable, zero: all are.

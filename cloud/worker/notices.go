@@ -26,6 +26,7 @@ type notices struct {
 	mu     sync.Mutex
 	ctx    context.Context
 	queues map[vms.ChannelID][]notice // the first one may be under way
+	woken  chan struct{}              // closed by hurry; nil: nobody waits
 	wg     sync.WaitGroup
 }
 
@@ -58,9 +59,26 @@ func (n *notices) start(ctx context.Context) {
 	}
 }
 
-// started and ended tell that a stream began, or is over.
-func (n *notices) started(nvr NVR, e vms.StreamEvent) {
-	n.send(e.Channel, notice{kind: began, lane: e.Lane, tell: func(ctx context.Context) error { return nvr.StreamStarted(ctx, e) }})
+// started and ended tell that a stream began, or is over. done may be nil.
+func (n *notices) started(nvr NVR, e vms.StreamEvent, done func(error)) {
+	n.send(e.Channel, notice{kind: began, lane: e.Lane, done: done, tell: func(ctx context.Context) error { return nvr.StreamStarted(ctx, e) }})
+}
+
+// again tells once more that a stream began, which is up. If that waits to be
+// told anyway it is enough; what is under way may be said to an NVR that is gone.
+func (n *notices) again(nvr NVR, e vms.StreamEvent) {
+	n.mu.Lock()
+	q := n.queues[e.Channel]
+	waits := false
+	for i := 1; i < len(q); i++ {
+		if q[i].kind != stored && q[i].lane == e.Lane {
+			waits = q[i].kind == began
+		}
+	}
+	n.mu.Unlock()
+	if !waits {
+		n.started(nvr, e, nil)
+	}
 }
 
 func (n *notices) ended(nvr NVR, e vms.StreamEvent) {
@@ -135,7 +153,7 @@ func (n *notices) run(ctx context.Context, ch vms.ChannelID) {
 			wait := b.Next(0)
 			n.log.Log(ctx, level, "cannot tell the NVR, will try again until it hears", "channel", ch, "err", err, "wait", wait)
 			level = slog.LevelDebug
-			if !retry.Sleep(ctx, wait) {
+			if !n.sleep(ctx, wait) {
 				return
 			}
 			continue
@@ -152,6 +170,41 @@ func (n *notices) run(ctx context.Context, ch vms.ChannelID) {
 		n.queues[ch] = q[1:]
 		n.mu.Unlock()
 	}
+}
+
+// sleep waits until d is over or somebody is in a hurry; false: ctx has ended.
+func (n *notices) sleep(ctx context.Context, d time.Duration) bool {
+	n.mu.Lock()
+	if n.woken == nil {
+		n.woken = make(chan struct{})
+	}
+	woken := n.woken
+	n.mu.Unlock()
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-woken:
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
+}
+
+// hurry has everything tried now that could not be told.
+func (n *notices) hurry() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.woken != nil {
+		close(n.woken)
+		n.woken = nil
+	}
+}
+
+// told reports whether nothing waits.
+func (n *notices) told() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.queues) == 0
 }
 
 // drain waits until everything has been told, at most so long.

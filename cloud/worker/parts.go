@@ -72,10 +72,11 @@ func (s *stream) pressure() {
 func (s *stream) sendPart(o *segment.Open, h how) {
 	s.mu.Lock()
 	r := s.recs[o]
-	if r != nil && r.found {
+	doubtful := r != nil && (r.found || s.elsewhere && !r.asked)
+	if doubtful {
 		s.ask(r) // it may be stored, all or some of it; then it is time for a part
 	}
-	if r == nil || r.found {
+	if r == nil || doubtful {
 		s.mu.Unlock()
 		return
 	}

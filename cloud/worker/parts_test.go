@@ -344,12 +344,12 @@ func TestStoredPartsMakeRoom(t *testing.T) {
 		cs := tape(r.t, 1, 1, 10, 1<<19)
 		h := newHub(r, cs)
 		h.connect(r)
+		other := r.open(r.ticket("other", 1), vms.LaneLive, 1) // with so little room it would not be let in later
 		h.push(9)
 		synctest.Wait()
 		h.pressure()
 		h.leave()
 		time.Sleep(40 * time.Second)
-		other := r.open(r.ticket("other", 1), vms.LaneLive, 1)
 		other.init(1, 1)
 		big := tape(r.t, 1, 1, 11, 800<<10) // one recording nearly fills the directory
 		if n := other.paced(big...); n != 11 {

@@ -154,7 +154,7 @@ func (r *rig) restart(kill bool, later time.Duration, options ...func(*worker.Co
 	r.stop()
 	r.wait()
 	time.Sleep(later)
-	b := newRig(r.t, append(options, func(c *worker.Config) { c.Dir, c.Store, c.NVR = dir, r.store, r.nvr })...)
+	b := newRig(r.t, append([]func(*worker.Config){func(c *worker.Config) { c.Dir, c.Store, c.NVR = dir, r.store, r.nvr }}, options...)...)
 	b.store, b.nvr = r.store, r.nvr
 	return b
 }

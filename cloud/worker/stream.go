@@ -40,6 +40,7 @@ type stream struct {
 	ahead     map[nextChunk]question // what the NVR is asked about
 	asking    bool                   // it is being asked
 	adopted   time.Time              // when recordings of it were found on tmpfs
+	elsewhere bool                   // the NVR says that the live lane is at another worker
 	forgotten bool
 }
 
@@ -72,6 +73,8 @@ type recording struct {
 	// found: another process began it, and the NVR was not asked yet what of it is
 	// stored.
 	found bool
+	// asked: the NVR was, about what of it is stored.
+	asked bool
 	audit audit
 }
 
@@ -143,6 +146,7 @@ func (s *stream) attach(t token.Push, hello *wire.Hello, c *ingest.Conn) (l *lan
 	if t.Generation < st.gen {
 		return nil, nil, ingest.Refuse(wire.ClassReassign, wire.CodeFenced, "a ticket of a newer generation was used")
 	}
+	before := s.generation()
 	st.gen = t.Generation
 	if st.conn != nil {
 		st.conn.gone = refuseFenced()
@@ -151,7 +155,7 @@ func (s *stream) attach(t token.Push, hello *wire.Hello, c *ingest.Conn) (l *lan
 	l = &lane{s: s, kind: hello.Lane, conn: c, sid: t.SID, epochs: hello.Epochs}
 	st.conn = l
 	st.pos.Connected()
-	s.forget(s.held(hello))
+	s.forget(s.held(hello), t.Generation > before+1)
 	l.news = s.durable.Ranges()
 	st.lost, st.endWhy = time.Time{}, ""
 	news := !st.started || st.event.SID != t.SID || st.event.Generation != t.Generation
@@ -162,11 +166,39 @@ func (s *stream) attach(t token.Push, hello *wire.Hello, c *ingest.Conn) (l *lan
 	if n := len(hello.Epochs); n > 0 {
 		st.event.Epoch = hello.Epochs[n-1]
 	}
+	if !s.runs() {
+		s.w.load.running.Add(1)
+	}
 	st.started = true
 	if e := st.event; news {
-		s.w.notices.started(s.w.cfg.NVR, e)
+		var done func(error)
+		if e.Lane == vms.LaneLive { // else it may be about to leave, as we were told
+			s.back()
+			done = func(error) { s.arrived(e.Generation) }
+		}
+		s.w.notices.started(s.w.cfg.NVR, e, done)
 	}
 	return l, old, nil
+}
+
+// arrived notes that the NVR knows that the live lane is here: what it said before
+// of where that is was said of another time.
+func (s *stream) arrived(g vms.Generation) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st := s.lanes[vms.LaneLive]; st.gen == g && st.conn != nil {
+		s.back()
+	}
+}
+
+// runs reports whether a lane is up, for all that the NVR was told.
+func (s *stream) runs() bool {
+	for _, st := range s.lanes {
+		if st.started {
+			return true
+		}
+	}
+	return false
 }
 
 // held lists the epochs that the agent holds or writes: by its hello, and those
@@ -184,8 +216,18 @@ func (s *stream) held(hello *wire.Hello) []vms.Epoch {
 
 // forget drops what is known of epochs that the agent does not hold any more.
 // A recording of such an epoch can never be continued: it is as complete as it gets.
-func (s *stream) forget(held []vms.Epoch) {
-	s.seg.Keep(held)
+// away: the agent may have been elsewhere, so that another worker has more of it.
+// It is left to the janitor then, who comes when each has stored its parts.
+func (s *stream) forget(held []vms.Epoch, away bool) {
+	for _, o := range s.seg.Keep(held) {
+		switch r := s.recs[o]; {
+		case !away:
+		case r != nil:
+			r.audit.away = true
+		case !o.Busy:
+			s.seg.Close(o)
+		}
+	}
 	_ = s.settle() // it was logged, and nobody can send it again
 	for _, r := range s.durable.Ranges() {
 		if !slices.Contains(held, r.Epoch) {
@@ -401,12 +443,17 @@ func (s *stream) idle(now time.Time, grace, forget time.Duration) bool {
 			silent, gone = false, false
 			continue
 		}
+		// An agent that has left for another worker may not be back; what it has
+		// left is on its way into the store there.
 		d := now.Sub(st.lost)
-		if d >= grace || st.endWhy != "" {
+		left := s.elsewhere || st.endWhy == causeMoved
+		switch {
+		case d >= grace || st.endWhy != "":
 			s.ended(st, cmp.Or(st.endWhy, "connection_lost"))
-		} else {
-			gone = false
+		case left:
+			s.ended(st, causeMoved)
 		}
+		gone = gone && (d >= grace || st.endWhy != "" && !left)
 		silent = silent && d >= forget
 	}
 	_ = s.settle() // it was logged
@@ -426,6 +473,9 @@ func (s *stream) idle(now time.Time, grace, forget time.Duration) bool {
 	}
 	forgotten := silent && done && len(s.uploads) == 0 && s.fetching == nil && !s.asking
 	if forgotten {
+		for _, st := range s.lanes {
+			s.ended(st, cmp.Or(st.endWhy, "connection_lost"))
+		}
 		s.discardAll()
 		s.forgotten = true
 	}
@@ -458,12 +508,12 @@ func (s *stream) abandoned() {
 }
 
 // revoke ends the lanes of revoked sessions. What they brought was authorized,
-// and nobody will continue it.
+// and nobody will continue it, unless another worker has more of it already.
 func (s *stream) revoke(sids []vms.SID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, r := range s.recs {
-		if slices.Contains(sids, r.sid) && !r.open.Busy {
+		if slices.Contains(sids, r.sid) && !r.open.Busy && !s.elsewhere {
 			_ = s.finish(r) // it was logged
 		}
 	}
@@ -486,11 +536,14 @@ func (s *stream) ended(st *laneState, cause string) {
 		return
 	}
 	st.started = false
+	if !s.runs() {
+		s.w.load.running.Add(-1)
+	}
 	e := st.event
 	e.At, e.Cause = st.lost.UTC(), cause
 	s.w.notices.ended(s.w.cfg.NVR, e)
 	if e.Lane == vms.LaneLive {
-		s.live.Offline(cause)
+		s.offline(cause)
 	}
 }
 

@@ -19,7 +19,7 @@ import (
 // another is a second worker with the same store and NVR, and a tmpfs of its own.
 func (r *rig) another(options ...func(*worker.Config)) *rig {
 	r.t.Helper()
-	b := newRig(r.t, append(options, func(c *worker.Config) { c.Store, c.NVR = r.store, r.nvr })...)
+	b := newRig(r.t, append([]func(*worker.Config){func(c *worker.Config) { c.Store, c.NVR = r.store, r.nvr }}, options...)...)
 	b.store, b.nvr = r.store, r.nvr
 	return b
 }
@@ -488,4 +488,62 @@ func TestAnEpochThatIsOverIsCompleted(t *testing.T) {
 		r.store.same(r.t, alone(r.t, cs))
 		c.hangUp()
 	})
+}
+
+// TestAnAgentThatLostWhatItHadElsewhere: it has gone on with a recording at another
+// worker, ended there, and comes back with nothing of it. What this worker has is
+// not all there is, whether the other one has stored the rest or will: no
+// recording is made of it before all of that is there.
+func TestAnAgentThatLostWhatItHadElsewhere(t *testing.T) {
+	cs := tape(t, 1, 1, 19, 300)
+	want := alone(t, cs)
+	for name, tt := range map[string]struct{ part, rest, park bool }{
+		"it keeps all of it":           {},
+		"it has stored a part":         {rest: true},
+		"there was a part before":      {part: true},
+		"two parts":                    {part: true, rest: true},
+		"the part was all that it had": {part: true, park: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(r *rig) {
+				b := r.another()
+				defer b.shutdown()
+				h := newHub(r, cs)
+				h.connect(r)
+				h.push(14)
+				if tt.part {
+					h.pressure()
+				}
+				if tt.park {
+					h.leave()
+					limit := r.w.Load().TmpfsLimit
+					r.w.Leave(limit / 10)
+					time.Sleep(33 * time.Second)
+					r.w.Leave(limit)
+				} else {
+					h.push(16)
+				}
+				h.connect(b)
+				h.push(17)
+				if tt.rest {
+					h.pressure()
+				}
+				h.push(19)
+				h.leave()
+				a := r.open(r.ticket("ch", 3), vms.LaneLive, 2)
+				time.Sleep(time.Minute)
+				for _, c := range r.store.ranges() {
+					if c.First == 11 && c.Last > 14 && r.nvr.wholes(c) > 0 {
+						t.Errorf("%s is stored as a recording", c)
+					}
+				}
+				time.Sleep(10 * time.Minute)
+				r.nvr.set(func(n *nvr) { n.gone = true }) // what is left of that epoch
+				time.Sleep(30 * time.Minute)
+				r.settled(want)
+				r.store.same(t, want)
+				a.hangUp()
+			})
+		})
+	}
 }

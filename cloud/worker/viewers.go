@@ -34,6 +34,11 @@ type toldViewers struct {
 
 // tellChanges tells what is not as it was told, or was told long ago.
 func (w *Worker) tellChanges(ctx context.Context, told map[vms.ChannelID]toldViewers, now time.Time) {
+	if w.relinked.Swap(false) {
+		for ch, t := range told {
+			told[ch] = toldViewers{n: t.n} // long ago
+		}
+	}
 	watched := w.live.Watched()
 	for ch, t := range told {
 		if watched[ch] == 0 && t.n > 0 {

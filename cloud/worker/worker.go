@@ -12,10 +12,12 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/zipato/vms/cloud/worker/ingest"
 	"github.com/zipato/vms/cloud/worker/live"
+	"github.com/zipato/vms/cloud/worker/mirror"
 	"github.com/zipato/vms/cloud/worker/upload"
 	"github.com/zipato/vms/pkg/obs"
 	"github.com/zipato/vms/pkg/token"
@@ -77,6 +79,12 @@ type Config struct {
 	Janitor time.Duration
 	// Viewers is how often the NVR hears that somebody looks on still: 10 s.
 	Viewers time.Duration
+	// Capacity is how much the worker takes; zero: no limit of its own. At that, or
+	// with Dir nearly full, new channels are refused; those that are here never.
+	Capacity vms.WorkerCapacity
+	// Mirror is where the live streams are published to by RTSP, as
+	// mirror.Config.URL; empty: nowhere.
+	Mirror  string
 	Log     *slog.Logger
 	Metrics *obs.Registry
 }
@@ -96,9 +104,13 @@ type Worker struct {
 	ingest    ingest.Server
 	live      live.Server
 	uploader  upload.Uploader
+	mirror    *mirror.Mirror
 	dir       *directory
 	notices   notices
 	lags      lags
+	load      load
+	draining  atomic.Bool
+	relinked  atomic.Bool     // the NVR is to be told of all viewers
 	uploadCtx context.Context // of uploads and notices; ends with Run
 	stop      context.CancelFunc
 	work      context.Context // of what is not waited for when the worker goes away
@@ -132,11 +144,18 @@ func New(cfg Config) (*Worker, error) {
 	if cfg.DirBytes < leastDir {
 		return nil, fmt.Errorf("%w: %d bytes for unfinished recordings; even one stream needs %d", vms.ErrInvalid, cfg.DirBytes, int64(leastDir))
 	}
+	var mirrored *mirror.Mirror
+	if cfg.Mirror != "" {
+		var err error
+		if mirrored, err = mirror.New(mirror.Config{URL: cfg.Mirror, Log: cfg.Log, Metrics: cfg.Metrics}); err != nil {
+			return nil, err
+		}
+	}
 	dir, err := openDirectory(cfg.Dir, cfg.DirBytes, cfg.Log)
 	if err != nil {
 		return nil, err
 	}
-	w := &Worker{cfg: cfg, dir: dir, instance: vms.NewID[vms.Instance]("run"), streams: make(map[vms.ChannelID]*stream), revoked: make(map[vms.SID]bool)}
+	w := &Worker{cfg: cfg, dir: dir, mirror: mirrored, instance: vms.NewID[vms.Instance]("run"), streams: make(map[vms.ChannelID]*stream), revoked: make(map[vms.SID]bool)}
 	w.uploader = upload.Uploader{Store: cfg.Store, Slots: cfg.Uploads, Log: cfg.Log}
 	w.restoring, w.looking = make(chan struct{}, maxRestoring), make(chan struct{}, maxAhead)
 	w.live = live.Server{Log: cfg.Log, Recent: w.recent, Check: func(t string) (vms.ChannelID, error) {
@@ -145,8 +164,8 @@ func New(cfg Config) (*Worker, error) {
 	}}
 	w.ingest = ingest.Server{
 		Instance: w.instance, Check: cfg.CheckPush, Revoked: w.isRevoked, Fenced: w.fenced, Streams: (*streams)(w),
-		Holds: func(ch vms.ChannelID) bool { return w.known(ch) != nil },
-		Room:  w.dir.room, MaxChunk: maxChunk, MaxConns: 2000, Log: cfg.Log,
+		Holds:  func(ch vms.ChannelID) bool { return w.known(ch) != nil },
+		Admits: w.admits, Room: w.dir.room, MaxChunk: maxChunk, MaxConns: 2000, Log: cfg.Log,
 	}
 	if err := w.recover(); err != nil {
 		return nil, errors.Join(err, dir.close())
@@ -183,6 +202,9 @@ func (w *Worker) Run(ctx context.Context) (err error) {
 	w.notices.start(w.uploadCtx)
 	w.jobs.Go(func() { w.janitor(w.work) })
 	w.jobs.Go(func() { w.tellViewers(w.work) })
+	if w.mirror != nil {
+		w.jobs.Go(func() { _ = w.mirror.Run(w.work) }) // nil
+	}
 	t := time.NewTicker(time.Second)
 	defer t.Stop()
 	for ctx.Err() == nil {
@@ -260,6 +282,7 @@ func (w *Worker) forget(s *stream) {
 	if w.streams[s.ch] == s {
 		delete(w.streams, s.ch)
 		w.live.Forget(s.ch)
+		w.mirror.Forget(s.ch)
 	}
 }
 
@@ -272,16 +295,17 @@ func (w *Worker) sweep(now time.Time) {
 			w.forget(s)
 		}
 	}
-	w.showLags(now)
+	w.weigh(now, w.showLags(now))
 	w.unblock()
 }
 
 // unblock takes open recordings that are in the store as parts from Dir when
-// there is no room, and gives others up, the youngest first, when they alone
-// fill it: no stream gets credit then, so none of them would ever be complete.
-// The agents hold them, and the oldest is never given up, so that something moves.
+// there is little room. When there is none it gives others up, the youngest first,
+// if they alone fill it: no stream gets credit then, so none of them would ever be
+// complete. The agents hold them, and the oldest is never given up, so that
+// something moves.
 func (w *Worker) unblock() {
-	if w.dir.room() < maxChunk {
+	if w.dir.room() < maxChunk || w.load.tight.Load() {
 		for _, s := range w.all() {
 			s.makeRoom(w.cfg.Grace)
 		}

@@ -83,6 +83,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	fs.Int64Var(&maxMbit, "max-mbit", 0, "Mbit/s that the worker takes, 0 for no limit of its own")
 	fs.StringVar(&cfg.WorkerDir, "worker-dir", env("VMS_WORKER_DIR", ""), "directory of unfinished recordings, best on tmpfs; below -data by default (VMS_WORKER_DIR)")
 	fs.Int64Var(&cfg.WorkerBytes, "worker-bytes", 512<<20, "bytes of unfinished recordings, above which hubs have to wait")
+	fs.StringVar(&cfg.Mirror, "mirror", "", "RTSP server, such as MediaMTX, to which the worker publishes each live stream as well: rtsp://HOST:8554/{channel}; one with a password better in VMS_MIRROR")
 	fs.DurationVar(&cfg.DrainFor, "drain-for", 100*time.Second, "how long a worker that is told to end waits at most until its streams are at others")
 	fs.DurationVar(&cfg.RetentionAge, "retention", 2*time.Hour, "how long recordings are kept, 0 for ever")
 	fs.Int64Var(&cfg.RetentionBytes, "retention-bytes", 5_000_000_000, "bytes of recordings that are kept, 0 for any number")
@@ -107,6 +108,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	if err := fits(fs, cfg.Roles); err != nil {
 		return err
+	}
+	if cfg.Mirror == "" {
+		cfg.Mirror = os.Getenv("VMS_MIRROR") // no default above: -help would show the password in it
 	}
 	if maxMbit > 1<<40 {
 		return errors.New("-max-mbit is too much")
@@ -155,7 +159,7 @@ var flagsOf = map[cloud.Roles][]string{
 		"reconcile", "retention", "retention-bytes", "recording", "unreachable",
 	},
 	cloud.RoleWorker: {
-		"uploader", "rclone-program", "rclone-remote", "worker-id", "zone", "max-streams", "max-mbit", "worker-dir", "worker-bytes", "drain-for",
+		"uploader", "rclone-program", "rclone-remote", "worker-id", "zone", "max-streams", "max-mbit", "worker-dir", "worker-bytes", "mirror", "drain-for",
 	},
 }
 

@@ -181,7 +181,7 @@ func TestWorkersCommand(t *testing.T) {
 			t.Errorf("%s: %q, %v, want it to say %q", args, out, err, says)
 		}
 	}
-	if out, err := prints("drain", "-data", data, "-url", url, "w1"); err != nil || !strings.HasPrefix(out, "w1 drains") {
+	if out, err := prints("-data", data, "drain", "-url", url, "w1"); err != nil || !strings.HasPrefix(out, "w1 drains") {
 		t.Errorf("drain: %q, %v", out, err)
 	}
 	if err := <-worker; err != nil {

@@ -14,7 +14,7 @@ import (
 )
 
 const workersUsage = `usage: vms-cloud workers [flags]
-       vms-cloud workers drain [flags] ID
+       vms-cloud workers [flags] drain ID
 
 Lists the workers of the running cloud, or drains one: it takes no streams any
 more, those that it has are moved to others, and a worker that is a process of
@@ -24,10 +24,6 @@ its own ends when it has none.
 
 // workers is the command of this name.
 func workers(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	drain := len(args) > 0 && args[0] == "drain"
-	if drain {
-		args = args[1:]
-	}
 	fs := flag.NewFlagSet("vms-cloud workers", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.Usage = func() {
@@ -40,7 +36,11 @@ func workers(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
+	drain := fs.Arg(0) == "drain"
 	if drain {
+		if err := fs.Parse(fs.Args()[1:]); err != nil { // flags may also stand behind it
+			return err
+		}
 		if fs.NArg() != 1 {
 			fs.Usage()
 			return errors.New("say which worker is to drain")

@@ -142,7 +142,7 @@ func (s *Store) setRemote(cfg Config) error {
 		"RCLONE_CONFIG_VMS_FORCE_PATH_STYLE=true",
 		"RCLONE_CONFIG_VMS_NO_CHECK_BUCKET=true",
 		// One request for every object, so that the condition below covers it.
-		"RCLONE_CONFIG_VMS_UPLOAD_CUTOFF="+strconv.Itoa(objstore.MaxPut)+"B",
+		"RCLONE_CONFIG_VMS_UPLOAD_CUTOFF="+strconv.FormatInt(objstore.MaxPut, 10)+"B",
 		"RCLONE_CONFIG_VMS_NO_HEAD=true", // check looks, and with the condition this could not
 	)
 	return nil

@@ -113,6 +113,8 @@ type Server struct {
 	// ticket is good no longer than that. nil: always.
 	Holds   func(vms.ChannelID) bool
 	Streams Streams
+	// Admits reports whether a lane of the ticket's channel is let in; nil: all are.
+	Admits func(token.Push) bool
 	// Room is how many bytes tmpfs can still take. With less than MaxChunk credit
 	// stops. It is called often, and calls nothing of the Server.
 	Room func() int64
@@ -202,7 +204,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c := &Conn{Ticket: t, srv: s, net: &meter{}, over: make(chan struct{})}
-	if !s.enter(c) {
+	if s.Admits != nil && !s.Admits(t) || !s.enter(c) {
 		problem.Write(w, &problem.Problem{Type: wire.ProblemBusy, Status: http.StatusServiceUnavailable, Title: "This worker takes no more streams",
 			RetryAfter: 2 * time.Second})
 		return

@@ -19,6 +19,14 @@ import (
 
 // Protocol is the subprotocol of the live WebSocket: text messages say what
 // comes, binary ones are init segments and fragments.
+//
+//	{"type":"init","mime":…}     the next binary message is an init segment; the times of what follows may be anywhere
+//	{"type":"jump"}              the next fragment does not continue the one before
+//	{"type":"offline","cause":…} nothing comes for now
+//	{"type":"moved","url":…}     the picture goes on at another worker, or will in a moment: at url or, without one,
+//	                             where the API says; what comes here until then is good
+//
+// Words and members that a viewer does not know it leaves alone.
 const Protocol = "vms.mse.v1"
 
 const (

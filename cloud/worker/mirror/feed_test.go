@@ -195,14 +195,14 @@ func (f *feed) later(t testing.TB, by time.Duration) *feed {
 	return g
 }
 
-// publish hands chunks over as they come from a camera, or faster. The caller's
-// buffer is used again each time, as a worker's is.
-func (f *feed) publish(t testing.TB, m *mirror.Mirror, ch vms.ChannelID, speed float64) {
+// publish hands chunks over as they come from a camera. The buffer is used again
+// each time, as a worker's is.
+func (f *feed) publish(t testing.TB, m *mirror.Mirror, ch vms.ChannelID) {
 	t.Helper()
 	var buffer []byte
 	start := time.Now()
 	for _, c := range f.chunks {
-		due := time.Duration(float64(c.Start.Sub(f.chunks[0].Start)) / speed)
+		due := c.Start.Sub(f.chunks[0].Start)
 		select {
 		case <-time.After(due - time.Since(start)): // the camera's pace
 		case <-t.Context().Done():

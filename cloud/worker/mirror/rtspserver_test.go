@@ -184,20 +184,24 @@ func TestServerPlaysWhatWasPublished(t *testing.T) {
 		t.Run(codec, func(t *testing.T) {
 			t.Parallel()
 			f := makeFeed(t, spec)
-			want := vmstest.FrameMD5(t, "v", f.clip)
-			want = append(want, want...)
+			camera := vmstest.FrameMD5(t, "v", f.clip)
 			g := startGStreamer(t, codec)
 			m := start(t, mirror.Config{URL: g.url("/in/{channel}")})
 
-			var pulled []string
-			var wg sync.WaitGroup
-			wg.Go(func() {
+			pull := make(chan []string, 1)
+			go func() {
+				defer close(pull)
 				g.line("record /in/cam")
-				pulled = vmstest.FrameMD5(t, "v", g.url("/out"), "-rtsp_transport", "tcp", "-t", "1.5")
-			})
-			f.publish(t, m, "cam", 1)
-			f.later(t, f.length).publish(t, m, "cam", 1)
-			wg.Wait()
+				pull <- vmstest.FrameMD5(t, "v", g.url("/out"), "-rtsp_transport", "tcp", "-t", "1.5")
+			}()
+			// Two runs, and more where the other takes its time.
+			rounds := 0
+			for next := f; rounds < 2 || rounds < 10 && len(pull) == 0; rounds++ {
+				next.publish(t, m, "cam")
+				next = next.later(t, f.length)
+			}
+			want := slices.Repeat(camera, rounds)
+			pulled := <-pull
 			g.quiet() // what its jitter buffer holds is lost at the end
 			m.Offline("cam", "test")
 			g.line("teardown /in/cam")
@@ -217,7 +221,7 @@ func TestServerPlaysWhatWasPublished(t *testing.T) {
 				t.Errorf("%d pictures were pulled from the server, and they are no run of the camera's %d", len(pulled), len(want))
 			}
 			if spec.Audio != "" {
-				checkSound(t, g, f)
+				checkSound(t, g, f, rounds)
 			}
 		})
 	}
@@ -234,7 +238,7 @@ func within(part, whole []string) bool {
 }
 
 // checkSound compares the sound that the server took with the camera's.
-func checkSound(t *testing.T, g *gstreamer, f *feed) {
+func checkSound(t *testing.T, g *gstreamer, f *feed, rounds int) {
 	t.Helper()
 	packets := func(input string) []string {
 		out := vmstest.FFmpeg(t, "-hide_banner", "-loglevel", "error", "-nostdin", "-i", input, "-map", "0:a:0", "-c", "copy", "-bsf:a", "aac_adtstoasc", "-f", "framemd5", "-")
@@ -246,8 +250,7 @@ func checkSound(t *testing.T, g *gstreamer, f *feed) {
 		}
 		return sums
 	}
-	want := packets(f.clip)
-	want = append(want, want...)
+	want := slices.Repeat(packets(f.clip), rounds)
 	if got := packets(g.file("sound")); len(got) < 150 || !slices.Equal(got, want) {
 		t.Errorf("the server took %d frames of sound, and they are not the %d of the camera", len(got), len(want))
 	}

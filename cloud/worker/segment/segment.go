@@ -469,12 +469,17 @@ func (s *Segmenter) Covers(r vms.ChunkRange) bool { return s.have.Covers(r) }
 // ended it, and not because of what was lost.
 func (s *Segmenter) Seen(o *Open) bool { return s.taken.Has(o.Chunks.Epoch, o.Chunks.Last+1) }
 
-// Keep forgets all epochs but held. The open recordings of the others are complete.
-func (s *Segmenter) Keep(held []vms.Epoch) {
+// Keep forgets all epochs but held. The open recordings of the others are complete;
+// it returns those that nothing else has completed.
+func (s *Segmenter) Keep(held []vms.Epoch) (cut []*Open) {
 	for _, o := range s.open {
-		if !slices.Contains(held, o.Chunks.Epoch) {
-			o.Over = true
+		if slices.Contains(held, o.Chunks.Epoch) {
+			continue
 		}
+		if s.State(o) != Complete {
+			cut = append(cut, o)
+		}
+		o.Over = true
 	}
 	for _, set := range []*vms.ChunkSet{&s.have, &s.taken, &s.missing, &s.elsewhere, &s.ends} {
 		for _, r := range set.Ranges() {
@@ -483,4 +488,5 @@ func (s *Segmenter) Keep(held []vms.Epoch) {
 			}
 		}
 	}
+	return cut
 }

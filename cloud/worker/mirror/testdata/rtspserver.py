@@ -20,7 +20,7 @@ gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstApp, GstRtsp, GstRtspServer  # noqa: E402,F401
 
 USER, PASSWORD = "mirror", "s3cr+t/x"
-TIMEOUT = 2  # s
+TIMEOUT = 3  # s
 
 codec, folder = sys.argv[1], sys.argv[2]
 video, _, sound = codec.partition("+")
