@@ -24,7 +24,7 @@ const (
 
 // scaleRecording is the length of a recording: a third of the usual one, so that
 // three times as many boundaries are crossed.
-const scaleRecording = 10 * time.Second
+const scaleRecording = 30 * time.Second
 
 // TestScaleBench measures what many workers promise, one after the other: they
 // would slow each other down.
